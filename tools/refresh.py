@@ -14,8 +14,10 @@ def refresh(path, flags):
     "Execute the notebook at `path`, in its own folder, and save it with the new outputs."
     from execnb.nbio import read_nb, write_nb
     from execnb.shell import CaptureShell
+    path = Path(path).absolute()
     nb, start = read_nb(path), time.time()
-    shell = CaptureShell(path=Path(path).parent)
+    os.chdir(path.parent)
+    shell = CaptureShell(path='.')
     shell.run_cell('%matplotlib inline')
     for i, cell in enumerate(nb.cells):
         if cell.cell_type != 'code' or skipped(cell, flags): continue
@@ -23,7 +25,7 @@ def refresh(path, flags):
         cell.execution_count = i
         if shell.exc: sys.exit(f'{path}: cell {i} failed\n{cell.source}\n{shell.exc!r}')
     write_nb(nb, path)
-    print(f'{path}: {time.time() - start:.0f} s', flush=True)
+    print(f'{path.name}: {time.time() - start:.0f} s', flush=True)
 
 if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__)

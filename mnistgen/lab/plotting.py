@@ -132,7 +132,7 @@ def show_strip(
         if title: fig.suptitle(title, fontsize=10.5)
     return fig
 
-# %% ../../nbs/lab/plotting.ipynb #b7dc8ec8
+# %% ../../nbs/lab/plotting.ipynb #b9337aeb
 def caption(
     run # the record of a training run, as the trainer writes it (results/*.json)
 ) -> str:
@@ -154,13 +154,14 @@ def show_losses(
         ax.plot(epochs, [e['eval_loss'] for e in h], '.-', label='eval (test images, averaged weights)')
         for (name, value), c in zip((reference or {}).items(), PALETTE[2:]): ax.axhline(value, ls='--', lw=1, color=c, label=f'{name}: {value}')
         ax.set(xlabel='epoch', ylabel='loss', yscale='log', title=f"{title or run['model']}\n{caption(run)}")
-        from matplotlib.ticker import LogLocator, FormatStrFormatter
+        from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator
         for axis in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter): axis(FormatStrFormatter('%.3g'))
         ax.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.legend()
     return ax
 
-# %% ../../nbs/lab/plotting.ipynb #f782afde
+# %% ../../nbs/lab/plotting.ipynb #51b5db01
 class Table(list):
     "Rows (dicts with the same keys) that print as a table. `best` names columns of numbers and which end is good: {'time': min}."
     def __init__(self, rows=(), best=None):
@@ -178,7 +179,7 @@ class Table(list):
         return f'{v:.4g}' if isinstance(v, float) else str(v)
 
     def _cells(self):
-        if not self: return [[]], []
+        if not self: return [], []
         keys = list(self[0])
         marks = {(k, f(r[k] for r in self if r[k] is not None)) for k, f in self.best.items()}
         return keys, [[(self._cell(r[k]), (k, r[k]) in marks) for k in keys] for r in self]

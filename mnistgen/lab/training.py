@@ -58,7 +58,7 @@ def ema_update(
     "One step of an exponential moving average, over all tensors at once."
     torch._foreach_lerp_(list(average), list(current), 1 - decay)
 
-# %% ../../nbs/lab/training.ipynb #82a7810c
+# %% ../../nbs/lab/training.ipynb #315215ae
 def pick_device(
     device='auto' # 'auto', or anything that `torch.device` takes
 ) -> torch.device:
@@ -73,7 +73,7 @@ def half_dtype(
     device # a torch.device
 ): # torch.bfloat16, torch.float16, or None where half precision would not be faster
     "The dtype for mixed precision on a device."
-    if device.type == 'cuda': return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if device.type == 'cuda': return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
     if device.type == 'cpu':
         try: flags = Path('/proc/cpuinfo').read_text()
         except OSError: return None
@@ -112,7 +112,7 @@ def versions() -> dict:
     except OSError: commit = ''
     return dict(mnistgen=mnistgen.__version__, torch=torch.__version__, python=platform.python_version(), commit=commit or None)
 
-# %% ../../nbs/lab/training.ipynb #82ef8937
+# %% ../../nbs/lab/training.ipynb #5965668a
 FORMAT = 1
 
 def check_writable(
@@ -128,6 +128,11 @@ def check_writable(
     except OSError as e: raise ValueError(f'{path}: cannot be written ({e.strerror})') from None
     return path
 
+def _umask():
+    "The process's file mode mask, which can only be read by setting it."
+    mask = os.umask(0); os.umask(mask)
+    return mask
+
 def write_atomically(
     path, # of the file
     write # write(tmp) writes the content to the path it is given
@@ -137,6 +142,7 @@ def write_atomically(
     tmp = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
         write(tmp)
+        tmp.chmod(0o666 & ~_umask())                                 # some writers make private files
         with open(tmp, 'rb') as f: os.fsync(f.fileno())
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)

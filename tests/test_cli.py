@@ -1,0 +1,120 @@
+"The `mnistgen` command as it is installed: what it prints, what it writes, how it exits; and a killed training that goes on."
+import json, os, re, signal, subprocess, sys, time
+from pathlib import Path
+import numpy as np
+import pytest
+from PIL import Image
+from conftest import root
+from mnistgen.lab.cli import main
+
+exe = Path(sys.executable).parent/'mnistgen'
+
+@pytest.fixture
+def mnistgen(env, tmp_path):
+    "Run a command line in an empty folder."
+    def call(line, **extra): return subprocess.run([exe, *line.split()], cwd=tmp_path, env=env | extra, capture_output=True, text=True, timeout=900)
+    return call
+
+def test_list(mnistgen):
+    r = mnistgen('list')
+    assert r.returncode == 0 and r.stdout.split()[:4] == ['name', 'parameters', 'epochs', 'train_loss'] and re.search(r'^ddpm +2711073 +\d+ +0\.0\d+', r.stdout, re.M)
+    assert mnistgen('list --names').stdout.split() == [l.split()[0] for l in r.stdout.splitlines()[1:]]
+
+def test_sample_writes_what_it_says_and_again_the_same(mnistgen, tmp_path):
+    for name in ('a.npy', 'b.npy', 'a.png', 'b.png', 'new/folder/c.npy'):
+        r = mnistgen(f'sample ddpm --n 5 --sampler ddim --steps 4 --eta 0.5 --seed 3 --out {name}')
+        assert r.returncode == 0 and f'{name}: 5 images of ddpm, ddim with 4 steps, seed 3' in r.stdout and r.stderr == ''
+    a = np.load(tmp_path/'a.npy')
+    assert a.shape == (5, 28, 28) and a.dtype == np.uint8 and a.max() > 100
+    assert (tmp_path/'a.npy').read_bytes() == (tmp_path/'b.npy').read_bytes() == (tmp_path/'new/folder/c.npy').read_bytes()
+    assert (tmp_path/'a.png').read_bytes() == (tmp_path/'b.png').read_bytes() and Image.open(tmp_path/'a.png').mode == 'L'
+    assert mnistgen('sample ddpm --n 5 --sampler ddim --steps 4 --eta 0.5 --seed 4 --out d.npy').returncode == 0
+    assert np.abs(np.load(tmp_path/'d.npy').astype(int) - a).mean() > 5
+    assert not [p for p in tmp_path.iterdir() if p.name.endswith('.tmp')]
+
+wrong = {'': 'usage', 'bake ddpm': 'choose list, sample, train', 'sample': 'required', 'sample gan --out x.png': 'choose ddpm', 'sample ddpm': '.png or .npy', 'sample ddpm --out x.gif': '.png or .npy',
+         'sample ddpm --n 0 --out x.png': 'n 0', 'sample ddpm --n -4 --out x.png': 'n -4', 'sample ddpm --n many --out x.png': 'invalid int', 'sample ddpm --seed -1 --out x.png': 'seed -1',
+         'sample ddpm --sampler euler --out x.png': 'choose ddpm or ddim', 'sample ddpm --steps 0 --out x.png': 'from 1 to 1000', 'sample ddpm --steps 1001 --out x.png': 'from 1 to 1000',
+         'sample ddpm --eta 1.5 --out x.png': 'from 0 to 1', 'sample ddpm --eta -0.5 --out x.png': 'from 0 to 1', 'sample ddpm --sampler ddpm --eta 1 --out x.png': 'eta belongs to',
+         'sample ddpm --labels 7 --out x.png': 'unconditional', 'sample ddpm --labels seven --out x.png': 'digits', 'sample ddpm --w 3 --out x.png': 'unconditional', 'sample ddpm --out full/x.png': 'cannot be written',
+         'sample ddpm --device abacus --out x.png': 'choose auto', 'sample none.safetensors --out x.png': 'no such file', 'sample cut.safetensors --out x.png': 'damaged', 'sample ddpm --colour red --out x.png': 'unrecognized',
+         'train': 'required', 'train gan': 'choose ddpm', 'train ddpm --budget huge': 'choose report or quick', 'train ddpm --epochs 0': 'at least 1', 'train ddpm --batch-size -1': 'at least 1',
+         'train ddpm --batch-size 60001': '60000', 'train ddpm --limit 0': 'limit 0', 'train ddpm --device abacus': 'choose auto', 'train ddpm --out full': 'cannot be written', 'list --everything': 'unrecognized'}
+
+@pytest.mark.parametrize('line', wrong)
+def test_bad_input_gets_one_line_and_status_2(line, tmp_path, monkeypatch, capsys):
+    (tmp_path/'full').write_text('a file where a folder is wanted')
+    (tmp_path/'cut.safetensors').write_bytes((root/'mnistgen/weights/ddpm.safetensors').read_bytes()[:5000])
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    assert main(line.split()) == 2
+    out, err = capsys.readouterr()
+    assert out == '' and err.count('\n') == 1 and wrong[line] in err, err
+    assert sorted(tmp_path.iterdir()) == before                     # nothing was made
+
+def test_the_installed_command_exits_with_2(mnistgen):
+    r = mnistgen('sample gan --out x.png')
+    assert (r.returncode, r.stdout, r.stderr) == (2, '', "mnistgen: unknown model 'gan': choose ddpm\n")
+
+def test_missing_weights_are_named(mnistgen, tmp_path, env):
+    "An installation that lost its weights says so, in list and in sample."
+    script = f'''
+import sys, mnistgen.lab.zoo as zoo, mnistgen.lab.cli as cli
+from pathlib import Path
+zoo.WEIGHTS = Path({str(tmp_path)!r})
+print(cli.main(["list", "--names"]), cli.main(["sample", "ddpm", "--out", "x.png"]))'''
+    r = subprocess.run([sys.executable, '-c', script], env=env, cwd=tmp_path, capture_output=True, text=True)
+    assert r.stdout.split() == ['0', '2'] and 'ddpm.safetensors is missing' in r.stderr and r.stderr.count('\n') == 1
+
+def test_help_names_every_option(mnistgen):
+    assert mnistgen('--help').returncode == 0
+    for command, options in (('sample', 'n labels sampler steps eta w seed out device'), ('train', 'budget epochs batch-size resume out device'), ('list', 'names')):
+        r = mnistgen(f'{command} --help')
+        assert r.returncode == 0 and all(f'--{o}' in r.stdout for o in options.split())
+
+# ---- training
+
+LINE = 'train ddpm --epochs 3 --batch-size 32 --limit 128 --plain --device cpu'
+
+@pytest.fixture(scope='module')
+def undisturbed(env, tmp_path_factory):
+    "A short run, and the files it leaves."
+    tmp = tmp_path_factory.mktemp('train')
+    r = subprocess.run([exe, *LINE.split(), '--out', 'run'], cwd=tmp, env=env, capture_output=True, text=True, timeout=900)
+    assert r.returncode == 0, r.stderr
+    return tmp/'run', r
+
+def test_training_leaves_weights_record_and_stages(undisturbed, mnistgen):
+    out, r = undisturbed
+    assert r.stdout.count('ddpm  epoch ') == 3 and 'ddpm.safetensors: 3 epochs, train loss' in r.stdout
+    assert {p.name for p in out.iterdir()} == {'ddpm.safetensors', 'ddpm.json', 'state.safetensors', *(f'ddpm-epoch-00{e}{s}.png' for e in (1, 2, 3) for s in ('', '-raw'))}
+    record = json.loads((out/'ddpm.json').read_text())
+    assert [h['epoch'] for h in record['history']] == [1, 2, 3] and record['history'][-1]['step'] == 12
+    assert {'device', 'torch', 'python', 'commit', 'recipe', 'parameters', 'precision'} <= record.keys() and record['data']['images'] == 128
+    r = mnistgen(f'sample {out/"ddpm.safetensors"} --n 2 --steps 3 --out x.npy')
+    assert r.returncode == 0
+    assert mnistgen(f'{LINE} --out {out}').returncode == 2                          # a run is not overwritten
+    assert mnistgen(f'{LINE.replace("--epochs 3", "--epochs 4")} --resume --out {out}').returncode == 2   # nor continued as another
+
+def test_killed_training_goes_on_to_the_same_weights(undisturbed, env, tmp_path):
+    from safetensors.torch import load_file
+    p = subprocess.Popen([exe, *LINE.split(), '--out', 'run'], cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    line = p.stdout.readline()                                                       # the first epoch is done, its state saved or about to be
+    assert 'epoch 1/3' in line
+    while not (tmp_path/'run/state.safetensors').exists(): time.sleep(.05)
+    p.send_signal(signal.SIGKILL); p.communicate()
+    assert not (tmp_path/'run/ddpm-epoch-003.png').exists()
+    r = subprocess.run([exe, *LINE.split(), '--resume', '--out', 'run'], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=900)
+    assert r.returncode == 0, r.stderr
+    a, b = [load_file(d/'state.safetensors') for d in (undisturbed[0], tmp_path/'run')]
+    assert a.keys() == b.keys() and all(a[k].equal(b[k]) for k in a)
+    losses = [[h['eval_loss'] for h in json.loads((d/'ddpm.json').read_text())['history']] for d in (undisturbed[0], tmp_path/'run')]
+    assert losses[0] == losses[1]
+
+def test_ctrl_c_saves_and_exits_cleanly(env, tmp_path):
+    p = subprocess.Popen([exe, *LINE.replace('--limit 128', '--limit 6400').split(), '--out', 'run'], cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path/'run').exists() and p.poll() is None: time.sleep(.05)
+    time.sleep(4); p.send_signal(signal.SIGINT)
+    out, err = p.communicate(timeout=120)
+    assert p.returncode == 130 and 'Traceback' not in err and '--resume' in err
+    assert (tmp_path/'run/state.safetensors').exists()

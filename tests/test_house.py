@@ -1,0 +1,132 @@
+"The house: what is generated is fresh, what is committed is clean, and what is installed elsewhere is complete."
+import ast, configparser, hashlib, json, os, re, tarfile, zipfile
+from pathlib import Path
+import pytest
+from conftest import copy_tree, notebooks, root, tree
+
+def hashes(folder):
+    return {str(f.relative_to(folder)): os.readlink(f) if f.is_symlink() else hashlib.sha1(f.read_bytes()).hexdigest()
+            for f in sorted(folder.rglob('*')) if (f.is_symlink() or f.is_file()) and '__pycache__' not in f.parts}
+
+def cells(nb): return json.loads((root/nb).read_text(encoding='utf-8'))['cells']
+def joined(x): return x if isinstance(x, str) else ''.join(x)
+
+# ---- generated files are fresh
+
+@pytest.mark.parametrize('command', ['nbdev.doclinks:nbdev_export', 'nbdev.clean:nbdev_clean'])
+def test_nbdev_leaves_the_tree_unchanged(command, run, tmp_path):
+    "The library is what the notebooks say, and the notebooks are clean. In a copy, so that a developer's own tree is left alone."
+    module, name = command.split(':')
+    before = hashes(copy_tree(tmp_path/'copy'))
+    run('-c', f'import sys; from {module} import {name}; sys.argv = ["{name}"]; {name}()', cwd=tmp_path/'copy')
+    after = hashes(tmp_path/'copy')
+    assert {f for f in before | after if before.get(f) != after.get(f)} == set(), f'run {name} and commit what it changes'
+
+def test_readme_is_fresh(run): run('tools/readme.py', '--check')
+
+def test_readme_notices_a_change(run, tmp_path):
+    copy = copy_tree(tmp_path/'copy')
+    (copy/'README.md').write_text((copy/'README.md').read_text(encoding='utf-8') + 'More.\n', encoding='utf-8')
+    assert run('tools/readme.py', '--check', cwd=copy, ok=False).returncode == 1
+
+def test_readme_links_lead_somewhere():
+    links = re.findall(r'\]\(([^)\s#]+)', (root/'README.md').read_text(encoding='utf-8'))
+    assert [l for l in links if not re.match('[a-z]+:', l) and not (root/l).exists()] == []
+
+# ---- what is committed is clean
+
+def test_no_path_of_a_machine():
+    "No file, and no output saved in a notebook, names a folder of the machine that made it."
+    path = re.compile(r'(?<![\w.~/-])/(work|root|home/\w+|Users/\w+|mnt|tmp/\w+)/')
+    found = []
+    for f in tree():
+        if f.suffix in ('.gz', '.safetensors', '.png', '.npy', '.npz') or (root/f).is_symlink() or f.name == 'test_house.py': continue
+        text = (root/f).read_text(encoding='utf-8')
+        text = re.sub(r'"image/png": "[^"]*"', '', text)
+        found += [f'{f}: {m[0]}' for m in path.finditer(text)]
+    assert found == []
+
+@pytest.mark.parametrize('nb', notebooks(), ids=str)
+def test_saved_outputs_are_clean(nb):
+    "No error and nothing on stderr, where warnings go, is published."
+    bad = [(i, o['output_type'], joined(o.get('text', ''))) for i, c in enumerate(cells(nb)) for o in c.get('outputs', [])
+           if o['output_type'] == 'error' or o.get('name') == 'stderr']
+    assert bad == []
+
+@pytest.mark.parametrize('nb', notebooks(), ids=str)
+def test_first_cell_is_title_and_description(nb):
+    "nbdev makes the page's title of the first cell and drops whatever else stands in it."
+    first = cells(nb)[0]
+    assert first['cell_type'] == 'markdown'
+    assert re.fullmatch(r'# \S[^\n]*\n+> \S[^\n]*\n*', joined(first['source']))
+
+@pytest.mark.parametrize('nb', notebooks(), ids=str)
+def test_imports_have_cells_of_their_own(nb):
+    """nbdev runs every cell with an import in it when it makes the site, hidden and slow ones too, but not the cells between them:
+    what else stands in such a cell fails there, or has its outputs replaced."""
+    mixed = []
+    for i, c in enumerate(cells(nb)):
+        source = re.sub(r'^\s*[%!].*$', '', joined(c['source']), flags=re.M)
+        if c['cell_type'] != 'code' or re.search(r'^#\|\s*(eval: false|export)', source, re.M): continue
+        code, imports = ast.parse(source), (ast.Import, ast.ImportFrom)
+        if any(isinstance(n, imports) for n in ast.walk(code)) and not all(isinstance(n, imports) for n in code.body): mixed.append((i, source))
+    assert mixed == []
+
+# ---- importing is quick, quiet and light
+
+def test_import_adds_little_to_torch(run):
+    "Less than half a second on top of torch; the best of several runs, because other work may be going on."
+    script = 'import time, torch, numpy; t = time.perf_counter(); import mnistgen; print(time.perf_counter() - t)'
+    took = []
+    for _ in range(5):
+        took.append(float(run('-c', script).stdout))
+        if took[-1] < .5: return
+    assert min(took) < .5
+
+def test_import_opens_no_socket_and_stays_light(run):
+    script = '''
+import socket, sys, torch
+def refuse(*a, **k): raise AssertionError('a socket was opened')
+socket.socket = socket.create_connection = socket.getaddrinfo = refuse
+before = set(sys.modules)
+import mnistgen
+print(*sorted({m.split('.')[0] for m in set(sys.modules) - before}))
+'''
+    assert {'matplotlib', 'torchvision', 'nbdev', 'IPython', 'diffusers'} & set(run('-c', script).stdout.split()) == set()
+
+# ---- installed elsewhere
+
+@pytest.fixture(scope='module')
+def wheel(run, tmp_path_factory):
+    tmp = tmp_path_factory.mktemp('wheel')
+    run('-m', 'build', '--no-isolation', '--wheel', '--sdist', '--outdir', tmp/'dist', copy_tree(tmp/'copy'))
+    return next((tmp/'dist').glob('*.whl'))
+
+def bundled(): return {str(f) for f in tree() if f.parent in (Path('mnistgen/mnist'), Path('mnistgen/weights'))}
+
+def test_wheel_has_modules_data_and_weights(wheel):
+    inside = set(zipfile.ZipFile(wheel).namelist())
+    assert {str(f) for f in tree() if f.parts[0] == 'mnistgen'} <= inside
+    assert sum(f.endswith('.gz') for f in bundled()) == 4 and any(f.endswith('.safetensors') for f in bundled())
+
+def test_sdist_has_data_and_weights(wheel):
+    names = tarfile.open(next(wheel.parent.glob('*.tar.gz'))).getnames()
+    assert bundled() | {'settings.ini', 'LICENSE', 'NOTICE', 'README.md'} <= {n.split('/', 1)[-1] for n in names}
+
+def test_wheel_says_what_it_is(wheel):
+    z = zipfile.ZipFile(wheel)
+    read = lambda name: next(z.read(n).decode() for n in z.namelist() if n.endswith(f'.dist-info/{name}'))
+    ini = configparser.ConfigParser(delimiters=['=']); ini.read(root/'settings.ini')
+    meta = read('METADATA')
+    for line in (f"Version: {ini['DEFAULT']['version']}", 'Requires-Python: >=3.10', 'Provides-Extra: dev', 'Project-URL: Documentation', 'Classifier: '):
+        assert f'\n{line}' in meta
+    points = configparser.ConfigParser(delimiters=['=']); points.read_string(read('entry_points.txt'))
+    assert points['console_scripts']['mnistgen'] == 'mnistgen.lab.cli:main' and points['nbdev']['mnistgen'] == 'mnistgen._modidx:d'
+
+def test_wheel_installed_elsewhere_samples(wheel, run, tmp_path):
+    "Data and weights come from where the wheel was installed, with no clone in sight."
+    site, cwd = tmp_path/'site', tmp_path/'cwd'; cwd.mkdir()
+    run('-m', 'pip', 'install', '--quiet', '--no-deps', '--no-index', '--disable-pip-version-check', '--target', site, wheel)
+    assert Path(run('-c', 'import mnistgen; print(mnistgen.__file__)', cwd=cwd, PYTHONPATH=str(site)).stdout.strip()).is_relative_to(site)
+    run('-m', 'mnistgen.lab.cli', 'sample', 'ddpm', '--n', 2, '--sampler', 'ddim', '--steps', 5, '--out', 'x.png', cwd=cwd, PYTHONPATH=str(site))
+    assert (cwd/'x.png').stat().st_size > 100

@@ -1,0 +1,66 @@
+"The bundled model through diffusers' own network and schedulers, from the same noise: the whole way from weights to pictures."
+import json
+import numpy as np
+import pytest
+import torch
+from conftest import root
+import mnistgen
+from mnistgen.ddpm import Noise
+from mnistgen.lab.data import crop, reflect_pad
+
+diffusers = pytest.importorskip('diffusers', reason='diffusers is not installed')
+
+@pytest.fixture(scope='module')
+def g(): return mnistgen.load('ddpm', device='cpu')
+
+@pytest.fixture(scope='module')
+def unet(g):
+    "diffusers' network with the bundled weights."
+    net = diffusers.UNet2DModel(sample_size=32, in_channels=1, out_channels=1, block_out_channels=(32, 64, 96, 96), layers_per_block=1,
+                                down_block_types=('DownBlock2D',)*3 + ('AttnDownBlock2D',), up_block_types=('AttnUpBlock2D',) + ('UpBlock2D',)*3)
+    net.load_state_dict(g.net.to_diffusers())
+    return net.eval()
+
+def test_network_agrees_at_every_noise_level(g, unet):
+    gen = torch.Generator().manual_seed(0)
+    t = torch.linspace(0, 999, 40).long()
+    x = torch.randn(40, 1, 28, 28, generator=gen)
+    with torch.no_grad(): ours, theirs = g.net(x, t), crop(unet(reflect_pad(x, 32), t).sample, 28, 28)
+    assert (ours - theirs).abs().max() < 1e-5
+
+@pytest.mark.parametrize('sampler, steps, eta', [('ddim', 50, 0.), ('ddim', 20, 1.), ('ddpm', 100, None), ('ddpm', 1000, None)])
+def test_pictures_are_those_of_diffusers(g, unet, sampler, steps, eta):
+    "The same noise through diffusers' scheduler and network: the same pictures, to a hundredth of a grey level of 255."
+    n = 2
+    noise = Noise(5, n)
+    x = noise(torch.empty(n, 1, 28, 28))
+    if sampler == 'ddim': s, kw = diffusers.DDIMScheduler(beta_schedule='squaredcos_cap_v2', set_alpha_to_one=True), dict(eta=eta, use_clipped_model_output=True)
+    else: s, kw = diffusers.DDPMScheduler(beta_schedule='squaredcos_cap_v2'), {}
+    s.alphas_cumprod = g.process.ᾱ[:-1]; s.one = torch.tensor(1., dtype=torch.float64)      # both with the float64 table: see 01_ddpm
+    s.set_timesteps(steps)
+    module = __import__(type(s).__module__, fromlist=['randn_tensor'])
+    with pytest.MonkeyPatch.context() as m, torch.no_grad():
+        m.setattr(module, 'randn_tensor', lambda shape, **kw: noise(torch.empty(shape)))     # each sample's own stream
+        for t in s.timesteps:
+            eps = crop(unet(reflect_pad(x.float(), 32), t).sample, 28, 28)
+            if sampler == 'ddim' and eta:                                                    # diffusers takes it as an argument
+                last = t == s.timesteps[-1]
+                x = s.step(eps, t, x, variance_noise=torch.zeros_like(x) if last else noise(x), **kw).prev_sample
+            else: x = s.step(eps, t, x, **kw).prev_sample
+    theirs = ((x.float() + 1)/2).clamp(0, 1)
+    ours = g.sample(n, sampler=sampler, steps=steps, eta=eta, seed=5)
+    assert (ours - theirs).abs().max()*255 < .01
+
+def test_stored_samples_are_of_the_bundled_weights(g):
+    "The images in results/ that figures are made of can be drawn again, to a grey level: they belong to these weights."
+    stored = np.load(root/'results/ddim-50-eta0-n1000.npy')
+    assert stored.shape == (1000, 28, 28) and stored.dtype == np.uint8
+    again = (g.sample(8, sampler='ddim', steps=50, eta=0.)*255).round()[:, 0]
+    assert (again - torch.from_numpy(stored[:8]).float()).abs().max() <= 2
+
+def test_record_and_weights_are_of_one_run(g):
+    record = json.loads((root/'results/ddpm.json').read_text())
+    last = record['history'][-1]
+    assert (g.header['epochs'], g.header['train_loss'], g.header['eval_loss'], g.header['commit']) == (last['epoch'], last['train_loss'], last['eval_loss'], record['commit'])
+    for e in record['recipe']['stages']:
+        for suffix in ('', '-raw'): assert (root/f'results/ddpm-epoch-{e:03d}{suffix}.png').exists()
