@@ -38,7 +38,7 @@ demo: $(VENV)/.installed
 	@$(BIN)/mnistgen list
 
 test: $(VENV)/.installed-dev
-	@$(BIN)/python -m pytest -q tests
+	@$(BIN)/python -m pytest -q -p no:logging tests
 
 site: $(VENV)/.installed-dev
 	@$(BIN)/python tools/site.py

@@ -5,22 +5,23 @@
 # %% auto #0
 __all__ = ['sample_ddim', 'invert_ddim']
 
-# %% ../nbs/02_ddim.ipynb #4b676741
+# %% ../nbs/02_ddim.ipynb #2ee1ddbf
 import math
 
 import torch
 from fastcore.basics import patch
 
 from .ddpm import DDPM
+from .lab.data import whole
 
-# %% ../nbs/02_ddim.ipynb #94f07307
+# %% ../nbs/02_ddim.ipynb #de60e2ee
 @patch
 def sigma(self:DDPM,
     t, s, # from time t to the earlier s
     eta # 0 to 1
 ) -> float:
     "Standard deviation of the fresh noise of a DDIM step (Eq. 9)."
-    ᾱt, ᾱs = self.ᾱ[t].item(), self.ᾱ[s].item()
+    ᾱt, ᾱs = self.signal(t, s)
     return eta*math.sqrt((1 - ᾱs)/(1 - ᾱt)*(1 - ᾱt/ᾱs))
 
 @torch.no_grad()
@@ -38,12 +39,12 @@ def sample_ddim(
     if eta and noise is None: raise ValueError('eta > 0 draws noise at every step: pass noise=Noise(seed, n)')
     for t, s in process.steps(steps, spacing):
         x0_hat, eps_hat = process.denoise(net, x, t, label)
-        ᾱs, σ = process.ᾱ[s].item(), process.sigma(t, s, eta)
+        (_, ᾱs), σ = process.signal(t, s), process.sigma(t, s, eta)
         x = math.sqrt(ᾱs)*x0_hat + math.sqrt(max(0., 1 - ᾱs - σ**2))*eps_hat
         if σ: x = x + σ*noise(x)
         yield t, x, x0_hat
 
-# %% ../nbs/02_ddim.ipynb #8b1a267e
+# %% ../nbs/02_ddim.ipynb #7ee5381c
 @torch.no_grad()
 def invert_ddim(
     net, process, # the network, a `DDPM`; its clipping is ignored, as what is clipped cannot be undone
@@ -54,10 +55,10 @@ def invert_ddim(
     spacing='leading'
 ): # yields (t, x): the time reached, and the image there; the last is the noise x_T
     "Run DDIM (η = 0) backwards, from images to the noise they would come from."
-    if not isinstance(iterations, int) or iterations < 1: raise ValueError(f'iterations {iterations}: choose an integer of at least 1')
+    iterations = whole('iterations', iterations, 1)
     process = DDPM(**{**process.config, 'clip': False})
     for t, s in reversed(process.steps(steps, spacing)):
-        ᾱt, ᾱs = process.ᾱ[t].item(), process.ᾱ[s].item()
+        ᾱt, ᾱs = process.signal(t, s)
         xs = x
         for _ in range(iterations):
             _, eps_hat = process.denoise(net, x, t, label)

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['cosine_betas', 'linear_betas', 'DDPM', 'Noise', 'sample_ddpm']
 
-# %% ../nbs/01_ddpm.ipynb #40367410
+# %% ../nbs/01_ddpm.ipynb #a0c0619f
 import math
 
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 
-from .lab.data import generator
+from .lab.data import generator, whole
 
 # %% ../nbs/01_ddpm.ipynb #33c87675
 def cosine_betas(
@@ -28,7 +28,7 @@ def linear_betas(T=1000, first=1e-4, last=.02) -> torch.Tensor: # (T,) float64
     "The linear schedule of Ho et al. (2020)."
     return torch.linspace(first, last, T, dtype=torch.float64)
 
-# %% ../nbs/01_ddpm.ipynb #f5586f43
+# %% ../nbs/01_ddpm.ipynb #f3becb2e
 class DDPM:
     "The process of Ho et al. (2020): T steps that turn an image into noise, and what a network shall learn of them."
     def __init__(self,
@@ -39,6 +39,7 @@ class DDPM:
     ):
         schedules = {'cosine': cosine_betas, 'linear': linear_betas}
         if schedule not in schedules: raise ValueError(f"unknown schedule '{schedule}': choose cosine or linear")
+        T = whole('T', T, 1)
         if predict not in ('eps', 'v'): raise ValueError(f"cannot predict '{predict}': choose eps or v")
         self.config = dict(T=T, schedule=schedule, predict=predict, clip=clip)
         self.T, self.predict, self.clip = T, predict, clip
@@ -52,7 +53,7 @@ class DDPM:
         if self.table.device != t.device: self.table = self.table.to(t.device)
         return [row[t].view(-1, 1, 1, 1) for row in self.table]
 
-# %% ../nbs/01_ddpm.ipynb #28e505b6
+# %% ../nbs/01_ddpm.ipynb #6ae20fc5
 @patch
 def add_noise(self:DDPM,
     x0, # clean images (B, C, H, W)
@@ -61,6 +62,7 @@ def add_noise(self:DDPM,
 ): # x_t, of the shape of x0
     "Jump from a clean image to time t (Eq. 2)."
     if t.dtype != torch.int64 or t.shape != (len(x0),): raise ValueError(f't must be int64 of shape ({len(x0)},), not {t.dtype} {tuple(t.shape)}')
+    if t.device.type == 'cpu' and len(t) and not 0 <= t.min() <= t.max() < self.T: raise ValueError(f'times from {t.min()} to {t.max()}: choose 0 to {self.T - 1}')
     if ε.shape != x0.shape: raise ValueError(f'noise of shape {tuple(ε.shape)} for images of {tuple(x0.shape)}')
     a, b = self.signal_noise(t)
     return a*x0 + b*ε
@@ -91,7 +93,7 @@ def loss(self:DDPM, net, batch, generator=None) -> torch.Tensor: # a number
     "Mean squared error over a batch (Eq. 4): what the trainer minimises."
     return self.losses(net, batch, generator)[1].mean()
 
-# %% ../nbs/01_ddpm.ipynb #fdea330d
+# %% ../nbs/01_ddpm.ipynb #ef8dbb7f
 @patch
 def denoise(self:DDPM,
     net, x, # the network; noisy images (B, C, H, W)
@@ -99,6 +101,7 @@ def denoise(self:DDPM,
     label=None
 ) -> tuple: # x̂0, ε̂, each of the shape of x
     "Ask the network, and say its answer in both forms: the clean image and the noise. Clipped, if so configured, both are."
+    t = whole('t', t, 0, self.T - 1)
     out = net(x, torch.full((len(x),), t, device=x.device), label).float()
     a, b = self.ᾱ[t].sqrt().item(), (1 - self.ᾱ[t]).sqrt().item()
     x0_hat, eps_hat = ((x - b*out)/a, out) if self.predict == 'eps' else (a*x - b*out, b*x + a*out)
@@ -107,27 +110,34 @@ def denoise(self:DDPM,
         eps_hat = (x - a*x0_hat)/b                                  # so that x = a·x̂0 + b·ε̂ stays true
     return x0_hat, eps_hat
 
-# %% ../nbs/01_ddpm.ipynb #f27f0c7e
+# %% ../nbs/01_ddpm.ipynb #cfb963b1
 @patch
 def steps(self:DDPM,
     n=None, # number of steps, 1 to T; None: all
     spacing='leading' # 'leading' ends the list at t = 0, 'trailing' begins it at T-1
 ) -> list: # [(t, s)]: from time t to the earlier s; the last s is -1, the clean image
     "A uniform subsequence of the times, from noise to image."
-    n = self.T if n is None else n
-    if not isinstance(n, int) or not 1 <= n <= self.T: raise ValueError(f'steps {n}: choose an integer from 1 to {self.T}')
+    n = whole('steps', self.T if n is None else n, 1, self.T)
     if spacing not in ('leading', 'trailing'): raise ValueError(f"unknown spacing '{spacing}': choose leading or trailing")
     times = [i*self.T//n for i in range(n)] if spacing == 'leading' else [(i + 1)*self.T//n - 1 for i in range(n)]
     times = times[::-1]
     return list(zip(times, times[1:] + [-1]))
 
-# %% ../nbs/01_ddpm.ipynb #ea62fd8d
+# %% ../nbs/01_ddpm.ipynb #10ae90a2
+@patch
+def signal(self:DDPM,
+    t, s # a time, and an earlier one; s = -1 is the clean image
+) -> tuple: # floats: ᾱ at t, ᾱ at s
+    "How much of the image's variance is left at two times, of which the second is the earlier."
+    if not -1 <= s < t < self.T: raise ValueError(f'from time {t} to {s}: times fall, from at most {self.T - 1} to -1 (the clean image)')
+    return self.ᾱ[t].item(), self.ᾱ[s].item()
+
 @patch
 def posterior(self:DDPM,
     t, s # from time t to the earlier s; s = -1 is the clean image
 ) -> tuple: # floats: weight of x̂0, weight of x_t, variance
     "q(x_s | x_t, x0), the Gaussian that one step back is drawn from (Eq. 6 and β̃; for s = t-1 they are the same to the letter)."
-    ᾱt, ᾱs = self.ᾱ[t].item(), self.ᾱ[s].item()
+    ᾱt, ᾱs = self.signal(t, s)
     α = ᾱt/ᾱs                                                       # signal that the way from s to t leaves
     β = 1 - α
     return math.sqrt(ᾱs)*β/(1 - ᾱt), math.sqrt(α)*(1 - ᾱs)/(1 - ᾱt), β*(1 - ᾱs)/(1 - ᾱt)

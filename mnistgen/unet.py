@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['timestep_embedding', 'TimeEmbedding', 'ResBlock', 'Attention', 'Downsample', 'Upsample', 'Level', 'UNet']
 
-# %% ../nbs/00_unet.ipynb #93359443
+# %% ../nbs/00_unet.ipynb #cd06e9d4
 import math, re
 
 import torch
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 
-from .lab.data import reflect_pad, crop
+from .lab.data import crop, reflect_pad, whole
 
 # %% ../nbs/00_unet.ipynb #3a59c42f
 def timestep_embedding(
@@ -58,7 +58,7 @@ class ResBlock(nn.Module):
         h = self.conv2(F.silu(self.norm2(h)))
         return self.shortcut(x) + h
 
-# %% ../nbs/00_unet.ipynb #d97ed94f
+# %% ../nbs/00_unet.ipynb #4ce926c5
 class Attention(nn.Module):
     "Multi-head attention over the positions of a feature map, around a shortcut; to itself, or to a context (Vaswani et al., 2017)."
     def __init__(self,
@@ -68,6 +68,7 @@ class Attention(nn.Module):
         groups=32, eps=1e-5
     ):
         super().__init__()
+        if channels % head_dim: raise ValueError(f'head_dim {head_dim}: choose a divisor of the {channels} channels that attend')
         self.heads = channels // head_dim
         self.norm = nn.GroupNorm(groups, channels, eps)
         self.q = nn.Linear(channels, channels)
@@ -119,7 +120,7 @@ class Level(nn.Module):
         if self.cross is not None and i < len(self.cross): h = self.cross[i](h, context)
         return h
 
-# %% ../nbs/00_unet.ipynb #e624ef60
+# %% ../nbs/00_unet.ipynb #b19f2c44
 class UNet(nn.Module):
     """The report's network (section 2.1), equal to diffusers' `UNet2DModel` with one exception: it pads and crops by itself.
 
@@ -135,7 +136,7 @@ class UNet(nn.Module):
         groups=32 # of the group normalisations
     ):
         super().__init__()
-        channels = tuple(channels)
+        channels, layers = tuple(channels), whole('layers', layers, 1)
         if any(c % groups for c in channels): raise ValueError(f'channels {channels}: choose multiples of {groups}, the number of groups')
         if attention is None: attention = [False]*(len(channels) - 1) + [True]
         if len(attention) != len(channels): raise ValueError(f'attention {attention}: give one bool for each of the {len(channels)} levels')
@@ -162,38 +163,44 @@ class UNet(nn.Module):
         self.norm_out = nn.GroupNorm(groups, c)
         self.conv_out = nn.Conv2d(c, out_channels, 3, padding=1)
 
-    def forward(self,
-        x, # noisy images (B, in_channels, H, W), float
-        t, # times (B,) in [0, 1000), integer or fractional
-        label=None, # must be None: a bare UNet knows no classes
-        context=None # (B, L, context_dim), if the network has cross-attention
-    ): # (B, out_channels, H, W)
-        self.check(x, t, label, context)
-        height, width = x.shape[-2:]
-        if self.pad_to: x = reflect_pad(x, self.pad_to)
-        emb = self.time(t)
-        h = self.conv_in(x)
-        skips = [h]
-        for level in self.down:
-            for i in range(len(level.res)):
-                h = level.block(i, h, emb, context)
-                skips.append(h)
-            if level.resample is not None:
-                h = level.resample(h)
-                skips.append(h)
-        for i in range(2): h = self.mid.block(i, h, emb, context)
-        for level in self.up:
-            for i in range(len(level.res)): h = level.block(i, torch.cat([h, skips.pop()], 1), emb, context)
-            if level.resample is not None: h = level.resample(h)
-        return crop(self.conv_out(F.silu(self.norm_out(h))), height, width)
+# %% ../nbs/00_unet.ipynb #e5cbd18d
+@patch
+def forward(self:UNet,
+    x, # noisy images (B, in_channels, H, W), float
+    t, # times (B,) in [0, 1000), integer or fractional
+    label=None, # must be None: a bare UNet knows no classes
+    context=None # (B, L, context_dim), if the network has cross-attention
+): # (B, out_channels, H, W)
+    self.check(x, t, label, context)
+    height, width = x.shape[-2:]
+    if self.pad_to: x = reflect_pad(x, self.pad_to)
+    emb = self.time(t)
+    h = self.conv_in(x)
+    skips = [h]
+    for level in self.down:
+        for i in range(len(level.res)):
+            h = level.block(i, h, emb, context)
+            skips.append(h)
+        if level.resample is not None:
+            h = level.resample(h)
+            skips.append(h)
+    for i in range(2): h = self.mid.block(i, h, emb, context)
+    for level in self.up:
+        for i in range(len(level.res)): h = level.block(i, torch.cat([h, skips.pop()], 1), emb, context)
+        if level.resample is not None: h = level.resample(h)
+    return crop(self.conv_out(F.silu(self.norm_out(h))), height, width)
 
-    def check(self, x, t, label=None, context=None):
-        "One clear line for inputs that do not fit."
-        if x.ndim != 4 or x.shape[1] != self.in_channels or not x.is_floating_point(): raise ValueError(f'x must be floats (B, {self.in_channels}, H, W), not {x.dtype} {tuple(x.shape)}')
-        if t.shape != (len(x),): raise ValueError(f't must be of shape ({len(x)},), a time for each of x, not {tuple(t.shape)}')
-        if self.pad_to is None and (x.shape[2] % self.divisor or x.shape[3] % self.divisor): raise ValueError(f'sides of {x.shape[2]}×{x.shape[3]}: without padding they must be divisible by {self.divisor}')
-        if label is not None: raise ValueError('this network is unconditional: it takes no labels')
-        if (context is None) != (self.context_dim is None): raise ValueError(f'context must be {"None" if self.context_dim is None else f"(B, L, {self.context_dim})"} for this network')
+# %% ../nbs/00_unet.ipynb #9732d55c
+@patch
+def check(self:UNet, x, t, label=None, context=None):
+    "One clear line for inputs that do not fit."
+    dtype = self.conv_in.weight.dtype
+    if x.ndim != 4 or x.shape[1] != self.in_channels or x.dtype != dtype: raise ValueError(f'x must be {dtype} (B, {self.in_channels}, H, W), not {x.dtype} {tuple(x.shape)}')
+    if not isinstance(t, torch.Tensor): raise ValueError(f't must be a tensor of shape ({len(x)},), a time for each of x, not {type(t).__name__}')
+    if t.shape != (len(x),): raise ValueError(f't must be of shape ({len(x)},), a time for each of x, not {tuple(t.shape)}')
+    if self.pad_to is None and (x.shape[2] % self.divisor or x.shape[3] % self.divisor): raise ValueError(f'sides of {x.shape[2]}×{x.shape[3]}: without padding they must be divisible by {self.divisor}')
+    if label is not None: raise ValueError('this network is unconditional: it takes no labels')
+    if (context is None) != (self.context_dim is None): raise ValueError(f'context must be {"None" if self.context_dim is None else f"(B, L, {self.context_dim})"} for this network')
 
 # %% ../nbs/00_unet.ipynb #46bf6580
 # this library's names on the left, diffusers' on the right; applied in order
@@ -216,7 +223,7 @@ def _config_of(state):
                     attention=[f'down_blocks.{i}.attentions.0.to_q.weight' in state for i in range(n)])
     except (ValueError, KeyError, IndexError): raise ValueError('not the state dict of a diffusers.UNet2DModel') from None
 
-# %% ../nbs/00_unet.ipynb #01a69c3e
+# %% ../nbs/00_unet.ipynb #75a56ff0
 @patch(cls_method=True)
 def from_diffusers(cls:UNet,
     state_dict, # of a `diffusers.UNet2DModel` with AttnDownBlock2D/AttnUpBlock2D where it attends
@@ -229,7 +236,8 @@ def from_diffusers(cls:UNet,
     if want.keys() != state_dict.keys():
         odd = sorted(want.keys() ^ state_dict.keys())
         raise ValueError(f'not the state dict of a diffusers.UNet2DModel of this kind: {len(odd)} names differ, such as {odd[0]}')
-    net.load_state_dict({want[k]: v for k, v in state_dict.items()})
+    try: net.load_state_dict({want[k]: v for k, v in state_dict.items()})
+    except RuntimeError as e: raise ValueError(f'not the state dict of such a model: {str(e).splitlines()[1].strip()}') from None
     return net
 
 @patch

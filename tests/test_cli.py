@@ -39,12 +39,15 @@ wrong = {'': 'usage', 'bake ddpm': 'choose list, sample, train', 'sample': 'requ
          'sample ddpm --labels 7 --out x.png': 'unconditional', 'sample ddpm --labels seven --out x.png': 'digits', 'sample ddpm --w 3 --out x.png': 'unconditional', 'sample ddpm --out full/x.png': 'cannot be written',
          'sample ddpm --device abacus --out x.png': 'choose auto', 'sample none.safetensors --out x.png': 'no such file', 'sample cut.safetensors --out x.png': 'damaged', 'sample ddpm --colour red --out x.png': 'unrecognized',
          'train': 'required', 'train gan': 'choose ddpm', 'train ddpm --budget huge': 'choose report or quick', 'train ddpm --epochs 0': 'at least 1', 'train ddpm --batch-size -1': 'at least 1',
-         'train ddpm --batch-size 60001': '60000', 'train ddpm --limit 0': 'limit 0', 'train ddpm --device abacus': 'choose auto', 'train ddpm --out full': 'cannot be written', 'list --everything': 'unrecognized'}
+         'train ddpm --batch-size 60001': 'from 1 to 60000', 'train ddpm --seed -1': 'seed -1', 'sample ddpm --eta nan --out x.png': 'from 0 to 1', 'sample ddpm --out folder.png': 'is a folder', 'sample flipped.safetensors --out x.png': 'checksum', 'sample ddpm --device meta --out x.png': 'choose auto', 'train ddpm --out run --resume --plain': 'damaged', 'train ddpm --limit 0': 'limit 0', 'train ddpm --device abacus': 'choose auto', 'train ddpm --out full': 'cannot be written', 'list --everything': 'unrecognized'}
 
 @pytest.mark.parametrize('line', wrong)
 def test_bad_input_gets_one_line_and_status_2(line, tmp_path, monkeypatch, capsys):
     (tmp_path/'full').write_text('a file where a folder is wanted')
     (tmp_path/'cut.safetensors').write_bytes((root/'mnistgen/weights/ddpm.safetensors').read_bytes()[:5000])
+    weights = bytearray((root/'mnistgen/weights/ddpm.safetensors').read_bytes()); weights[-1000] ^= 1
+    (tmp_path/'flipped.safetensors').write_bytes(weights)
+    (tmp_path/'folder.png').mkdir(); (tmp_path/'run').mkdir(); (tmp_path/'run/state.safetensors').write_bytes(b'half a state')
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.iterdir())
     assert main(line.split()) == 2
@@ -62,9 +65,11 @@ def test_missing_weights_are_named(mnistgen, tmp_path, env):
 import sys, mnistgen.lab.zoo as zoo, mnistgen.lab.cli as cli
 from pathlib import Path
 zoo.WEIGHTS = Path({str(tmp_path)!r})
+cli.WEIGHTS = zoo.WEIGHTS
 print(cli.main(["list", "--names"]), cli.main(["sample", "ddpm", "--out", "x.png"]))'''
     r = subprocess.run([sys.executable, '-c', script], env=env, cwd=tmp_path, capture_output=True, text=True)
-    assert r.stdout.split() == ['0', '2'] and 'ddpm.safetensors is missing' in r.stderr and r.stderr.count('\n') == 1
+    assert r.stdout.split() == ['2', '2'] and r.stderr.count('\n') == 2
+    assert 'no bundled weights' in r.stderr.splitlines()[0] and 'ddpm.safetensors is missing' in r.stderr.splitlines()[1]
 
 def test_help_names_every_option(mnistgen):
     assert mnistgen('--help').returncode == 0
@@ -74,7 +79,7 @@ def test_help_names_every_option(mnistgen):
 
 # ---- training
 
-LINE = 'train ddpm --epochs 3 --batch-size 32 --limit 128 --plain --device cpu'
+LINE = 'train ddpm --epochs 2 --batch-size 32 --limit 128 --plain --device cpu'
 
 @pytest.fixture(scope='module')
 def undisturbed(env, tmp_path_factory):
@@ -86,35 +91,36 @@ def undisturbed(env, tmp_path_factory):
 
 def test_training_leaves_weights_record_and_stages(undisturbed, mnistgen):
     out, r = undisturbed
-    assert r.stdout.count('ddpm  epoch ') == 3 and 'ddpm.safetensors: 3 epochs, train loss' in r.stdout
-    assert {p.name for p in out.iterdir()} == {'ddpm.safetensors', 'ddpm.json', 'state.safetensors', *(f'ddpm-epoch-00{e}{s}.png' for e in (1, 2, 3) for s in ('', '-raw'))}
+    assert r.stdout.count('ddpm  epoch ') == 2 and 'ddpm.safetensors: 2 epochs, train loss' in r.stdout
+    assert {p.name for p in out.iterdir()} == {'ddpm.safetensors', 'ddpm.json', 'state.safetensors', *(f'ddpm-epoch-00{e}{s}.png' for e in (1, 2) for s in ('', '-raw'))}
     record = json.loads((out/'ddpm.json').read_text())
-    assert [h['epoch'] for h in record['history']] == [1, 2, 3] and record['history'][-1]['step'] == 12
+    assert [h['epoch'] for h in record['history']] == [1, 2] and record['history'][-1]['step'] == 8
     assert {'device', 'torch', 'python', 'commit', 'recipe', 'parameters', 'precision'} <= record.keys() and record['data']['images'] == 128
     r = mnistgen(f'sample {out/"ddpm.safetensors"} --n 2 --steps 3 --out x.npy')
     assert r.returncode == 0
     assert mnistgen(f'{LINE} --out {out}').returncode == 2                          # a run is not overwritten
-    assert mnistgen(f'{LINE.replace("--epochs 3", "--epochs 4")} --resume --out {out}').returncode == 2   # nor continued as another
+    assert mnistgen(f'{LINE.replace("--epochs 2", "--epochs 4")} --resume --out {out}').returncode == 2   # nor continued as another
 
 def test_killed_training_goes_on_to_the_same_weights(undisturbed, env, tmp_path):
     from safetensors.torch import load_file
     p = subprocess.Popen([exe, *LINE.split(), '--out', 'run'], cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     line = p.stdout.readline()                                                       # the first epoch is done, its state saved or about to be
-    assert 'epoch 1/3' in line
-    while not (tmp_path/'run/state.safetensors').exists(): time.sleep(.05)
+    assert 'epoch 1/2' in line
+    while not (tmp_path/'run/state.safetensors').exists() and p.poll() is None: time.sleep(.05)
     p.send_signal(signal.SIGKILL); p.communicate()
-    assert not (tmp_path/'run/ddpm-epoch-003.png').exists()
+    assert not (tmp_path/'run/ddpm-epoch-002.png').exists()
     r = subprocess.run([exe, *LINE.split(), '--resume', '--out', 'run'], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=900)
-    assert r.returncode == 0, r.stderr
+    assert r.returncode == 0 and r.stdout.count('ddpm  epoch ') == 1, r.stderr               # only the epoch that was missing
     a, b = [load_file(d/'state.safetensors') for d in (undisturbed[0], tmp_path/'run')]
     assert a.keys() == b.keys() and all(a[k].equal(b[k]) for k in a)
     losses = [[h['eval_loss'] for h in json.loads((d/'ddpm.json').read_text())['history']] for d in (undisturbed[0], tmp_path/'run')]
     assert losses[0] == losses[1]
 
 def test_ctrl_c_saves_and_exits_cleanly(env, tmp_path):
-    p = subprocess.Popen([exe, *LINE.replace('--limit 128', '--limit 6400').split(), '--out', 'run'], cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while not (tmp_path/'run').exists() and p.poll() is None: time.sleep(.05)
-    time.sleep(4); p.send_signal(signal.SIGINT)
-    out, err = p.communicate(timeout=120)
+    p = subprocess.Popen([exe, *LINE.replace('--epochs 2', '--epochs 90').split(), '--out', 'run'], cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert 'epoch 1/90' in p.stdout.readline()
+    p.send_signal(signal.SIGINT)
+    out, err = p.communicate(timeout=300)
     assert p.returncode == 130 and 'Traceback' not in err and '--resume' in err
-    assert (tmp_path/'run/state.safetensors').exists()
+    from mnistgen.lab.training import load_checkpoint
+    assert 4 <= load_checkpoint(tmp_path/'run/state.safetensors')[1]['step'] < 360

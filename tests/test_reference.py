@@ -51,12 +51,21 @@ def test_pictures_are_those_of_diffusers(g, unet, sampler, steps, eta):
     ours = g.sample(n, sampler=sampler, steps=steps, eta=eta, seed=5)
     assert (ours - theirs).abs().max()*255 < .01
 
-def test_stored_samples_are_of_the_bundled_weights(g):
+@pytest.mark.parametrize('eta', [0, 1])
+def test_stored_samples_are_of_the_bundled_weights(g, eta):
     "The images in results/ that figures are made of can be drawn again, to a grey level: they belong to these weights."
-    stored = np.load(root/'results/ddim-50-eta0-n1000.npy')
+    stored = np.load(root/f'results/ddim-50-eta{eta}-n1000.npy')
     assert stored.shape == (1000, 28, 28) and stored.dtype == np.uint8
-    again = (g.sample(8, sampler='ddim', steps=50, eta=0.)*255).round()[:, 0]
+    assert json.loads((root/f'results/ddim-50-eta{eta}-n1000.json').read_text())['weights'] == g.header['checksum']
+    again = (g.sample(8, sampler='ddim', steps=50, eta=float(eta))*255).round()[:, 0]
     assert (again - torch.from_numpy(stored[:8]).float()).abs().max() <= 2
+
+def test_stored_ddpm_samples_are_of_the_bundled_weights(g):
+    stored, strip = np.load(root/'results/ddpm-16x1000.npy'), np.load(root/'results/ddpm-strip.npz')
+    assert json.loads((root/'results/ddpm-16x1000.json').read_text())['weights'] == g.header['checksum']
+    again = (g.sample(2, sampler='ddpm')*255).round()[:, 0]
+    assert (again - torch.from_numpy(stored[:2]).float()).abs().max() <= 2
+    assert strip['steps'][-1] == 1000 and (strip['frames'][:, -1] == stored[:3]).all()
 
 def test_record_and_weights_are_of_one_run(g):
     record = json.loads((root/'results/ddpm.json').read_text())

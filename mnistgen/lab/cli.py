@@ -5,21 +5,23 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'list_models', 'sample', 'train', 'main']
 
-# %% ../../nbs/lab/cli.ipynb #dcfa6f2f
+# %% ../../nbs/lab/cli.ipynb #60f12453
 import sys
 from pathlib import Path
 
 from fastcore.script import anno_parser, store_true
 
+from .data import whole
 from .training import check_writable
-from .zoo import MODELS, find_model, load, models, train_model
+from .zoo import MODELS, WEIGHTS, find_model, load, models, train_model
 
-# %% ../../nbs/lab/cli.ipynb #fc924d2f
+# %% ../../nbs/lab/cli.ipynb #c39ec9be
 def list_models(
     names:store_true=False # print the names alone, one a line
 ):
     "List the bundled models."
     rows = models()
+    if not rows: raise ValueError(f'no bundled weights in this installation ({WEIGHTS} has none): train a model, or reinstall mnistgen')
     print('\n'.join(r['name'] for r in rows) if names else rows)
 
 # %% ../../nbs/lab/cli.ipynb #1cc32200
@@ -56,7 +58,7 @@ def sample(
     write_atomically(path, write)
     print(f"{path}: {n} image{'s'[:n != 1]} of {model}, {plan['sampler']} with {plan['steps']} steps, seed {seed}")
 
-# %% ../../nbs/lab/cli.ipynb #e593598e
+# %% ../../nbs/lab/cli.ipynb #74d3e8eb
 def train(
     model:str, # name of a model, or all
     budget:str='quick', # quick (minutes on a laptop) or report (the report's own table; a GPU helps)
@@ -70,7 +72,7 @@ def train(
     limit:int=None # train on the first so many images only, for a trial
 ):
     "Train a model. Writes weights, the state to resume from, the record of the run and samples at stages."
-    if limit is not None and limit < 1: raise ValueError(f'limit {limit}: choose an integer of at least 1')
+    if limit is not None: whole('limit', limit, 1)
     for name in MODELS if model == 'all' else [find_model(model).name]:
         folder = Path(out)/name if out and model == 'all' else Path(out) if out else Path('runs')/name
         record = train_model(name, budget, epochs, batch_size, seed, folder, resume, device, not plain, limit)
@@ -78,7 +80,7 @@ def train(
         print(f"{folder/name}.safetensors: {last['epoch']} epoch{'s'[:last['epoch'] != 1]}, train loss {last['train_loss']:.4f}, eval loss {last['eval_loss']:.4f}")
         print(f"{folder/name}-epoch-{last['epoch']:03d}.png: what it draws; more with: mnistgen sample {folder/name}.safetensors --out digits.png")
 
-# %% ../../nbs/lab/cli.ipynb #d84097e1
+# %% ../../nbs/lab/cli.ipynb #38c5e354
 COMMANDS = {'list': list_models, 'sample': sample, 'train': train}
 
 def _parser(command):
@@ -106,9 +108,10 @@ def main(
         COMMANDS[argv[0]](**{k: v for k, v in args.items() if k not in ('pdb', 'xtra')})
         return 0
     except ValueError as e: print(f'mnistgen: {e}', file=sys.stderr); return 2
-    except FloatingPointError as e: print(f'mnistgen: {e}', file=sys.stderr); return 1
+    except (FloatingPointError, MemoryError) as e: print(f'mnistgen: {e}', file=sys.stderr); return 1
     except KeyboardInterrupt: return 130
     except BrokenPipeError: sys.stderr.close(); return 0
+    except OSError as e: print(f'mnistgen: {e.filename or ""} {e.strerror or e}'.replace(':  ', ': '), file=sys.stderr); return 1   # a full disk, say
 
 # %% ../../nbs/lab/cli.ipynb #7769cdec
 #| eval: false

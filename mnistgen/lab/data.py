@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['BUNDLED', 'MD5', 'TORCHVISION', 'read_idx', 'Images', 'load_images', 'normalize', 'denormalize', 'to_uint8', 'Pixels',
-           'reflect_pad', 'crop', 'generator', 'Batches']
+           'reflect_pad', 'crop', 'generator', 'whole', 'Batches']
 
-# %% ../../nbs/lab/data.ipynb #bd3ed8d2
-import gzip, hashlib, os, struct, zlib
+# %% ../../nbs/lab/data.ipynb #5c964745
+import gzip, hashlib, operator, os, struct, zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -58,7 +58,7 @@ def _checked(
     if labels.max() > 9: raise ValueError(f'{where}: a label of {labels.max()}, expected 0 to 9')
     return Images(pixels, labels.long(), name, split)
 
-# %% ../../nbs/lab/data.ipynb #a4a708a9
+# %% ../../nbs/lab/data.ipynb #8b3bfd8f
 BUNDLED = Path(__file__).parent.parent/'mnist' if '__file__' in globals() else Path('../../mnistgen/mnist')
 # MD5 of the unpacked files, as published with the data set
 MD5 = {'train-images-idx3-ubyte': '6bbc9ace898e44ae57da46a324031adb', 'train-labels-idx1-ubyte': 'a25bea736e30d166cdddb491f175f624',
@@ -77,12 +77,13 @@ def _through_torchvision(name, split, root):
     import torchvision
     cls, kw = TORCHVISION[name]
     try: ds = getattr(torchvision.datasets, cls)(root, train=split == 'train', download=True, **kw)
-    except (RuntimeError, OSError, ValueError, EOFError) as e:
+    except (RuntimeError, OSError, ValueError, EOFError, AssertionError, KeyError, TypeError, zlib.error) as e:   # torchvision asserts what it finds in a file
         reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         raise ValueError(f'{name}: cannot be loaded from {root} or downloaded ({reason})') from None
     pixels = ds.data.transpose(1, 2).contiguous() if name == 'emnist-digits' else ds.data   # EMNIST is stored transposed
     return _checked(pixels, ds.targets, root, name, split)
 
+# %% ../../nbs/lab/data.ipynb #33627f1b
 def load_images(
     name='mnist', # 'mnist', 'fashion-mnist', 'kmnist' or 'emnist-digits'
     split='train', # 'train' or 'test'
@@ -103,12 +104,13 @@ def load_images(
             if hashlib.md5(head + t.numpy().tobytes()).hexdigest() != MD5[f]: raise ValueError(f'{p}: its content is not the published MNIST (checksum differs): reinstall mnistgen')
     return _checked(pixels, labels, folder, name, split)
 
-# %% ../../nbs/lab/data.ipynb #8d445f40
+# %% ../../nbs/lab/data.ipynb #02506c93
 def normalize(
     pixels # uint8 (N, 28, 28)
 ) -> torch.Tensor: # float32 (N, 1, 28, 28) in [-1, 1]
     "Bytes to the range that the models work in."
-    if pixels.dtype != torch.uint8 or pixels.ndim != 3: raise ValueError(f'normalize takes uint8 images (N, 28, 28), not {pixels.dtype} {tuple(pixels.shape)}')
+    if not isinstance(pixels, torch.Tensor) or pixels.dtype != torch.uint8 or pixels.ndim != 3:
+        raise ValueError(f'normalize takes a torch tensor of uint8 images (N, H, W), not {type(pixels).__name__} {getattr(pixels, "dtype", "")} {tuple(getattr(pixels, "shape", ()))}')
     return pixels[:, None].float() / 127.5 - 1
 
 def denormalize(
@@ -121,7 +123,8 @@ def to_uint8(
     images # float (N, 1, H, W) or (N, H, W) in [0, 1]
 ) -> torch.Tensor: # uint8 (N, H, W)
     "Round pictures to bytes."
-    if not images.is_floating_point(): raise ValueError(f'to_uint8 takes floats in [0, 1], not {images.dtype}')
+    if not images.is_floating_point() or images.ndim not in (3, 4) or images.ndim == 4 and images.shape[1] != 1:
+        raise ValueError(f'to_uint8 takes floats in [0, 1] of shape (N, H, W) or (N, 1, H, W), not {images.dtype} {tuple(images.shape)}')
     return (images.flatten(0, -3) * 255).round().clamp(0, 255).byte()
 
 # %% ../../nbs/lab/data.ipynb #ca63c7e2
@@ -130,14 +133,14 @@ class Pixels:
     shape = (1, 28, 28)
     encode, decode = staticmethod(normalize), staticmethod(denormalize)
 
-# %% ../../nbs/lab/data.ipynb #f7797664
+# %% ../../nbs/lab/data.ipynb #bec03369
 def reflect_pad(
     x, # (B, C, H, W)
     size # side after padding; at most 3·H - 2, as a reflection can only show what is there
 ) -> torch.Tensor: # (B, C, size, size)
     "Pad by reflection, evenly on all sides (an odd pixel goes right and below)."
     h, w = size - x.shape[-2], size - x.shape[-1]
-    if h < 0 or w < 0: raise ValueError(f'images of {x.shape[-2]}×{x.shape[-1]} cannot be padded to {size}×{size}')
+    if h < 0 or w < 0 or (h + 1)//2 >= x.shape[-2] or (w + 1)//2 >= x.shape[-1]: raise ValueError(f'images of {x.shape[-2]}×{x.shape[-1]} cannot be padded to {size}×{size} by reflection')
     return F.pad(x, (w//2, w - w//2, h//2, h - h//2), mode='reflect') if h or w else x
 
 def crop(
@@ -158,7 +161,19 @@ def generator(
     base = int.from_bytes(hashlib.blake2b(repr(name).encode(), digest_size=4).digest(), 'little')
     return torch.Generator(device).manual_seed((base + 2654435761 * index) % 2**32)
 
-# %% ../../nbs/lab/data.ipynb #d415018e
+# %% ../../nbs/lab/data.ipynb #64127c5e
+def whole(
+    name, # what it is, for the message
+    value, least, most=None # both ends included
+) -> int:
+    "`value` as an int. ValueError, with what is accepted, if it is not an integer in that range."
+    try: number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError: number = None
+    if number is None or number < least or most is not None and number > most:
+        raise ValueError(f'{name} {value}: choose an integer ' + (f'of at least {least}' if most is None else f'from {least} to {most}'))
+    return number
+
+# %% ../../nbs/lab/data.ipynb #7617d407
 class Batches:
     "Mini-batches of tensors that are already on their device, in an order that depends on (seed, epoch) alone."
     def __init__(self,
@@ -168,7 +183,7 @@ class Batches:
         seed=0,
         transform=lambda x: x # applied to a batch of x
     ):
-        if not 0 < batch_size <= len(x): raise ValueError(f'batch size {batch_size}: choose 1 to {len(x)}, the number of items')
+        batch_size = whole('batch size', batch_size, 1, len(x))
         if labels is not None and len(labels) != len(x): raise ValueError(f'{len(x)} items but {len(labels)} labels')
         self.x, self.labels, self.batch_size, self.seed, self.transform = x, labels, batch_size, seed, transform
 

@@ -24,11 +24,13 @@ def style():
                          'axes.titlesize': 10, 'figure.facecolor': 'white', 'savefig.facecolor': 'white', 'figure.dpi': 110, 'image.interpolation': 'nearest', 
                          'legend.frameon': False, 'lines.linewidth': 1.6}): yield
 
-# %% ../../nbs/lab/plotting.ipynb #5d8d71fe
+# %% ../../nbs/lab/plotting.ipynb #6c742df2
 def _stack(images, vrange):
     "Images of any of the accepted shapes and types as floats (N, H, W) in [0, 1]."
     images = torch.as_tensor(images)
     if images.ndim not in (3, 4) or images.ndim == 4 and images.shape[1] != 1: raise ValueError(f'images must be (N, H, W) or (N, 1, H, W), not {tuple(images.shape)}')
+    if images.dtype != torch.uint8 and not images.is_floating_point(): raise ValueError(f'images must be bytes (uint8) or floats, not {images.dtype}')
+    if not len(images): raise ValueError('no images to draw')
     images = images.detach().cpu().flatten(0, -3)
     if images.dtype == torch.uint8: return images.float()/255
     lo, hi = vrange
@@ -52,6 +54,7 @@ def grid_array(
         out[y:y + h, x:x + w] = im
     return out
 
+# %% ../../nbs/lab/plotting.ipynb #3cdebf01
 def save_grid(
     images, # as for `grid_array`
     path, # of a PNG file
@@ -161,7 +164,7 @@ def show_losses(
         ax.legend()
     return ax
 
-# %% ../../nbs/lab/plotting.ipynb #51b5db01
+# %% ../../nbs/lab/plotting.ipynb #74155d78
 class Table(list):
     "Rows (dicts with the same keys) that print as a table. `best` names columns of numbers and which end is good: {'time': min}."
     def __init__(self, rows=(), best=None):
@@ -176,12 +179,12 @@ class Table(list):
     @staticmethod
     def _cell(v):
         if v is None: return '–'
-        return f'{v:.4g}' if isinstance(v, float) else str(v)
+        return f'{v:.4g}' if isinstance(v, float) else str(v).replace('|', '\\|')
 
     def _cells(self):
         if not self: return [], []
         keys = list(self[0])
-        marks = {(k, f(r[k] for r in self if r[k] is not None)) for k, f in self.best.items()}
+        marks = {(k, f(values)) for k, f in self.best.items() if (values := [r[k] for r in self if r[k] is not None])}
         return keys, [[(self._cell(r[k]), (k, r[k]) in marks) for k in keys] for r in self]
 
     def _repr_markdown_(self):

@@ -6,20 +6,21 @@
 __all__ = ['MODELS', 'SAMPLERS', 'WEIGHTS', 'Model', 'find_model', 'check_labels', 'Generator', 'weights_of', 'load', 'models',
            'preview', 'train_model']
 
-# %% ../../nbs/lab/zoo.ipynb #d80ee0f4
+# %% ../../nbs/lab/zoo.ipynb #dda2136f
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from fastcore.basics import patch
 
-from .data import Batches, Pixels, load_images
+from .data import Batches, Pixels, load_images, whole
 from .plotting import Table
 from .training import Recipe, Trainer, check_writable, keep_memory, load_checkpoint, pick_device, read_header
 from ..unet import UNet
 from ..ddpm import DDPM, Noise, sample_ddpm
 from ..ddim import sample_ddim
 
-# %% ../../nbs/lab/zoo.ipynb #2c233541
+# %% ../../nbs/lab/zoo.ipynb #9de3f92e
 @dataclass(frozen=True)
 class Model:
     "A model that can be trained and loaded by name."
@@ -41,25 +42,27 @@ WEIGHTS = Path(__file__).parent.parent/'weights' if '__file__' in globals() else
 
 def _choose(kind, name, among):
     "`among[name]`, or one line that says what there is."
-    if name not in among: raise ValueError(f"unknown {kind} '{name}': choose {' or '.join(', '.join(among).rsplit(', ', 1))}")
+    if not isinstance(name, str) or name not in among: raise ValueError(f"unknown {kind} '{name}': choose {' or '.join(', '.join(among).rsplit(', ', 1))}")
     return among[name]
 
 def find_model(name) -> Model: return _choose('model', name, MODELS)
 
-# %% ../../nbs/lab/zoo.ipynb #55f3c84b
+# %% ../../nbs/lab/zoo.ipynb #9fd7a580
 def check_labels(
     labels, # None, one integer or a sequence of n
     n # number of samples
 ): # (n,) int64, or None
     "Class labels for n samples. ValueError unless they are digits, and n of them."
     if labels is None: return None
-    labels = torch.as_tensor(labels)
+    try: labels = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError): raise ValueError(f'labels {labels!r}: give one digit or a flat list of digits') from None
     if labels.is_floating_point() or labels.dtype == torch.bool or labels.ndim > 1: raise ValueError('labels: give one digit or a flat list of digits')
     if labels.ndim == 0: labels = labels.expand(n)
     if len(labels) != n: raise ValueError(f'{len(labels)} labels for {n} samples: give one, or {n}')
     if len(labels) and (labels.min() < 0 or labels.max() > 9): raise ValueError(f'labels {labels.tolist()[:10]}: choose digits from 0 to 9')
     return labels.long()
 
+# %% ../../nbs/lab/zoo.ipynb #6dacffca
 class Generator:
     "A trained model, ready for sampling: a network, a process, a space, and how it likes to be sampled."
     def __init__(self,
@@ -74,58 +77,65 @@ class Generator:
 
     def __repr__(self): return f"Generator('{self.header.get('model', '?')}', {sum(p.numel() for p in self.net.parameters()):,} parameters, {self.header.get('epochs', '?')} epochs, on {self.device})"
 
-    def plan(self, n=16, labels=None, w=None, sampler=None, steps=None, eta=None, seed=0) -> dict:
-        "Check the arguments of `sample` and fill in what was left out: all mistakes come to light here, before the work."
-        for k, v, least in (('n', n, 1), ('seed', seed, 0)):
-            if not isinstance(v, int) or isinstance(v, bool) or v < least: raise ValueError(f'{k} {v}: choose an integer of at least {least}')
-        if labels is not None and not self.labels: raise ValueError(f"the model '{self.header.get('model')}' is unconditional: it takes no labels")
-        if w is not None and not self.labels: raise ValueError(f"the model '{self.header.get('model')}' is unconditional: there is nothing to guide, leave w out")
-        labels = check_labels(labels, n)
-        name = self.sampling['sampler'] if sampler is None else sampler
-        f, kw = _choose('sampler', name, SAMPLERS), {}
-        if name == 'ddim': kw['eta'] = self.sampling['eta'] if eta is None else eta
-        elif eta is not None: raise ValueError(f"eta belongs to the sampler ddim, not to '{name}'")
-        if 'eta' in kw and not 0 <= kw['eta'] <= 1: raise ValueError(f'eta {eta}: choose a number from 0 to 1')
-        if steps is None: steps = self.sampling['steps'] if name == self.sampling['sampler'] else self.process.T
-        self.process.steps(steps)                                   # refuses a wrong number of steps
-        return dict(n=n, labels=labels, sampler=name, steps=steps, seed=seed, run=f, kw=kw)
+# %% ../../nbs/lab/zoo.ipynb #8b49d3fb
+@patch
+def plan(self:Generator, n=16, labels=None, w=None, sampler=None, steps=None, eta=None, seed=0) -> dict:
+    "Check the arguments of `sample` and fill in what was left out: all mistakes come to light here, before the work."
+    n, seed = whole('n', n, 1), whole('seed', seed, 0)
+    if labels is not None and not self.labels: raise ValueError(f"the model '{self.header.get('model')}' is unconditional: it takes no labels")
+    if w is not None and not self.labels: raise ValueError(f"the model '{self.header.get('model')}' is unconditional: there is nothing to guide, leave w out")
+    labels = check_labels(labels, n)
+    name = self.sampling['sampler'] if sampler is None else sampler
+    f, kw = _choose('sampler', name, SAMPLERS), {}
+    if name == 'ddim': kw['eta'] = self.sampling['eta'] if eta is None else eta
+    elif eta is not None: raise ValueError(f"eta belongs to the sampler ddim, not to '{name}'")
+    if 'eta' in kw and not (isinstance(kw['eta'], (int, float)) and 0 <= kw['eta'] <= 1): raise ValueError(f'eta {eta}: choose a number from 0 to 1')
+    if steps is None: steps = self.sampling['steps'] if name == self.sampling['sampler'] else self.process.T
+    steps = whole('steps', steps, 1, self.process.T)
+    return dict(n=n, labels=labels, sampler=name, steps=steps, seed=seed, run=f, kw=kw)
 
-    def stream(self,
-        n=16, labels=None, w=None, sampler=None, steps=None, eta=None, seed=0, # as for `sample`
-        start=0 # index of the first sample
-    ): # yields (t, images (n, 1, 28, 28), the network's idea of the final images), both in [0, 1]
-        "Sample step by step, all n in one batch. What is wrong with the arguments is said at the call, not at the first step."
-        return self._run(self.plan(n, labels, w, sampler, steps, eta, seed), start)
+# %% ../../nbs/lab/zoo.ipynb #02062cb6
+@patch
+def stream(self:Generator,
+    n=16, labels=None, w=None, sampler=None, steps=None, eta=None, seed=0, # as for `sample`
+    start=0 # index of the first sample
+): # yields (t, images (n, 1, 28, 28), the network's idea of the final images), both in [0, 1]
+    "Sample step by step, all n in one batch. What is wrong with the arguments is said at the call, not at the first step."
+    return self._run(self.plan(n, labels, w, sampler, steps, eta, seed), start)
 
-    def _run(self, p, start=0, index=slice(None)):
-        if self.device.type == 'cpu': keep_memory()
-        n = len(range(p['n'])[index])
-        noise = Noise(p['seed'], n, start)
-        x = noise(torch.empty(n, *self.space.shape, device=self.device))
-        label = None if p['labels'] is None else p['labels'][index].to(self.device)
-        for t, x, x0_hat in p['run'](self.net, self.process, x, p['steps'], label=label, noise=noise, **p['kw']):
-            yield t, self.space.decode(x), self.space.decode(x0_hat)
+@patch
+def _run(self:Generator, p, start=0, index=slice(None)):
+    if self.device.type == 'cpu': keep_memory()
+    n = len(range(p['n'])[index])
+    noise = Noise(p['seed'], n, start)
+    x = noise(torch.empty(n, *self.space.shape, device=self.device))
+    label = None if p['labels'] is None else p['labels'][index].to(self.device)
+    for t, x, x0_hat in p['run'](self.net, self.process, x, p['steps'], label=label, noise=noise, **p['kw']):
+        yield t, self.space.decode(x), self.space.decode(x0_hat)
 
-    def sample(self,
-        n=16, # number of images
-        labels=None, # None, a digit, or n digits: what to draw, for conditional models
-        w=None, # guidance scale, for conditional models
-        sampler=None, # 'ddpm' or 'ddim'; None: what suits the model
-        steps=None, # evaluations of the network an image, 1 to T
-        eta=None, # noise of ddim, 0 (deterministic) to 1 (as DDPM)
-        seed=0, # with the index of a sample, it decides the sample
-        batch_size=256, # drawn at a time; no influence on the result but rounding in the last digits
-        progress=False # show a bar
-    ) -> torch.Tensor: # float (n, 1, 28, 28) in [0, 1], on the CPU
-        "Draw n images. ValueError, in one line, if the arguments make no sense."
-        from tqdm.auto import tqdm
-        p, out = self.plan(n, labels, w, sampler, steps, eta, seed), []
-        if not isinstance(batch_size, int) or batch_size < 1: raise ValueError(f'batch size {batch_size}: choose an integer of at least 1')
-        with tqdm(total=-(-n//batch_size)*p['steps'], disable=not progress, unit='step', desc=f"{n} images, {p['sampler']}-{p['steps']}") as bar:
-            for i in range(0, n, batch_size):
-                for _, images, _ in self._run(p, i, slice(i, i + batch_size)): bar.update()
-                out.append(images.cpu())
-        return torch.cat(out)
+# %% ../../nbs/lab/zoo.ipynb #96b898c0
+@patch
+def sample(self:Generator,
+    n=16, # number of images
+    labels=None, # None, a digit, or n digits: what to draw, for conditional models
+    w=None, # guidance scale, for conditional models
+    sampler=None, # 'ddpm' or 'ddim'; None: what suits the model
+    steps=None, # evaluations of the network an image, 1 to T
+    eta=None, # noise of ddim, 0 (deterministic) to 1 (as DDPM)
+    seed=0, # with the index of a sample, it decides the sample
+    batch_size=256, # drawn at a time; no influence on the result but rounding in the last digits
+    progress=False # show a bar
+) -> torch.Tensor: # float (n, 1, 28, 28) in [0, 1], on the CPU
+    "Draw n images. ValueError, in one line, if the arguments make no sense."
+    from tqdm.auto import tqdm
+    p, out = self.plan(n, labels, w, sampler, steps, eta, seed), []
+    n = p['n']
+    batch_size = whole('batch size', batch_size, 1)
+    with tqdm(total=-(-n//batch_size)*p['steps'], disable=not progress, unit='step', desc=f"{n} images, {p['sampler']}-{p['steps']}") as bar:
+        for i in range(0, n, batch_size):
+            for _, images, _ in self._run(p, i, slice(i, i + batch_size)): bar.update()
+            out.append(images.cpu())
+    return torch.cat(out)
 
 # %% ../../nbs/lab/zoo.ipynb #70a2a889
 def weights_of(
@@ -161,7 +171,7 @@ def models() -> Table: # a row for each bundled model: name, parameters, epochs,
         rows.append({'name': name, 'parameters': h['parameters'], 'epochs': h['epochs'], 'train_loss': h['train_loss'], 'eval_loss': h['eval_loss'], 'FD': h.get('FD')})
     return Table(rows)
 
-# %% ../../nbs/lab/zoo.ipynb #406df33a
+# %% ../../nbs/lab/zoo.ipynb #ba422848
 def preview(
     process, space, # of the model
     sampling, # of the model; drawn in 100 steps
@@ -188,11 +198,11 @@ def train_model(
     if changes: recipe = replace(recipe, **changes, stages=None if 'epochs' in changes else recipe.stages)
     train, test = [load_images(split=s) for s in ('train', 'test')]
     pixels, device, space = train.pixels[:limit], pick_device(device), Pixels()
-    if recipe.batch_size > len(pixels): raise ValueError(f'batch size {recipe.batch_size}: choose 1 to {len(pixels)}, the number of training images')
+    whole('batch size', recipe.batch_size, 1, len(pixels))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         net = UNet(**model.network)
     process = DDPM(**recipe.process)
     batches = [Batches(x.to(device), batch_size=b, seed=recipe.seed, transform=space.encode) for x, b in ((pixels, recipe.batch_size), (test.pixels[:limit], min(250, limit or 250)))]
-    header = dict(budget=budget, network=net.config, process_config=process.config, data=dict(name='mnist', images=len(pixels), range=[-1, 1]))
+    header = dict(budget=', '.join([budget, *(f'but {k} {v}' for k, v in changes.items())]), network=net.config, process_config=process.config, data=dict(name='mnist', images=len(pixels), range=[-1, 1]))
     return Trainer(name, net, process, *batches, recipe, out or Path('runs')/name, device, preview(process, space, model.sampling), header, compile).fit(resume)
