@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from .ddpm import DDPM
 from .lab.data import whole
 
-# %% ../nbs/02_ddim.ipynb #de60e2ee
+# %% ../nbs/02_ddim.ipynb #e9f7aae8
 @patch
 def sigma(self:DDPM,
     t, s, # from time t to the earlier s
@@ -26,7 +26,7 @@ def sigma(self:DDPM,
 
 @torch.no_grad()
 def sample_ddim(
-    net, process, # the network, a `DDPM`
+    net, process, # the network, a DDPM
     x, # x_T: standard normal noise (B, C, H, W)
     steps=100, # S, 1 to T
     eta=0., # 0: deterministic; 1: as DDPM
@@ -44,10 +44,10 @@ def sample_ddim(
         if σ: x = x + σ*noise(x)
         yield t, x, x0_hat
 
-# %% ../nbs/02_ddim.ipynb #7ee5381c
+# %% ../nbs/02_ddim.ipynb #617fe3bb
 @torch.no_grad()
 def invert_ddim(
-    net, process, # the network, a `DDPM`; its clipping is ignored, as what is clipped cannot be undone
+    net, process, # the network, a DDPM; its clipping is ignored, as what is clipped cannot be undone
     x, # x_0: clean images (B, C, H, W)
     steps=100, # 1 to T
     iterations=1, # evaluations of the network a step: 1 is the usual approximation, more of them converge to the exact inverse

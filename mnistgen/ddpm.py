@@ -14,7 +14,7 @@ from fastcore.basics import patch
 
 from .lab.data import generator, whole
 
-# %% ../nbs/01_ddpm.ipynb #33c87675
+# %% ../nbs/01_ddpm.ipynb #2f378cd6
 def cosine_betas(
     T=1000, # number of steps
     s=.008, # keeps the first steps from being too small to see
@@ -28,7 +28,7 @@ def linear_betas(T=1000, first=1e-4, last=.02) -> torch.Tensor: # (T,) float64
     "The linear schedule of Ho et al. (2020)."
     return torch.linspace(first, last, T, dtype=torch.float64)
 
-# %% ../nbs/01_ddpm.ipynb #f3becb2e
+# %% ../nbs/01_ddpm.ipynb #6abdadcd
 class DDPM:
     "The process of Ho et al. (2020): T steps that turn an image into noise, and what a network shall learn of them."
     def __init__(self,
@@ -53,7 +53,7 @@ class DDPM:
         if self.table.device != t.device: self.table = self.table.to(t.device)
         return [row[t].view(-1, 1, 1, 1) for row in self.table]
 
-# %% ../nbs/01_ddpm.ipynb #6ae20fc5
+# %% ../nbs/01_ddpm.ipynb #7c48a5bb
 @patch
 def add_noise(self:DDPM,
     x0, # clean images (B, C, H, W)
@@ -67,7 +67,7 @@ def add_noise(self:DDPM,
     a, b = self.signal_noise(t)
     return a*x0 + b*ε
 
-# %% ../nbs/01_ddpm.ipynb #1232c6dd
+# %% ../nbs/01_ddpm.ipynb #0326b1e1
 @patch
 def target(self:DDPM, x0, ε, t):
     "What the network shall answer for x0 and ε (B, C, H, W) at the times t (B,)."
@@ -93,7 +93,7 @@ def loss(self:DDPM, net, batch, generator=None) -> torch.Tensor: # a number
     "Mean squared error over a batch (Eq. 4): what the trainer minimises."
     return self.losses(net, batch, generator)[1].mean()
 
-# %% ../nbs/01_ddpm.ipynb #ef8dbb7f
+# %% ../nbs/01_ddpm.ipynb #10148e5d
 @patch
 def denoise(self:DDPM,
     net, x, # the network; noisy images (B, C, H, W)
@@ -110,7 +110,7 @@ def denoise(self:DDPM,
         eps_hat = (x - a*x0_hat)/b                                  # so that x = a·x̂0 + b·ε̂ stays true
     return x0_hat, eps_hat
 
-# %% ../nbs/01_ddpm.ipynb #cfb963b1
+# %% ../nbs/01_ddpm.ipynb #1c277ab8
 @patch
 def steps(self:DDPM,
     n=None, # number of steps, 1 to T; None: all
@@ -123,7 +123,7 @@ def steps(self:DDPM,
     times = times[::-1]
     return list(zip(times, times[1:] + [-1]))
 
-# %% ../nbs/01_ddpm.ipynb #10ae90a2
+# %% ../nbs/01_ddpm.ipynb #7f864338
 @patch
 def signal(self:DDPM,
     t, s # a time, and an earlier one; s = -1 is the clean image
@@ -142,7 +142,7 @@ def posterior(self:DDPM,
     β = 1 - α
     return math.sqrt(ᾱs)*β/(1 - ᾱt), math.sqrt(α)*(1 - ᾱs)/(1 - ᾱt), β*(1 - ᾱs)/(1 - ᾱt)
 
-# %% ../nbs/01_ddpm.ipynb #bf1abe6b
+# %% ../nbs/01_ddpm.ipynb #8b76dbdf
 class Noise:
     "Standard normal noise for n samples, each with a stream of its own: sample i gets the same whatever else is drawn."
     def __init__(self,
@@ -156,14 +156,14 @@ class Noise:
         if len(x) != len(self.streams): raise ValueError(f'noise for {len(self.streams)} samples was asked for {len(x)}')
         return torch.stack([torch.randn(x.shape[1:], generator=g) for g in self.streams]).to(x)
 
-# %% ../nbs/01_ddpm.ipynb #6482ae68
+# %% ../nbs/01_ddpm.ipynb #bcc224fd
 @torch.no_grad()
 def sample_ddpm(
-    net, process, # the network, a `DDPM`
+    net, process, # the network, a DDPM
     x, # x_T: standard normal noise (B, C, H, W)
     steps=None, # number of steps; None: all T
     label=None, # (B,) int64, for a network that knows classes
-    noise=None # noise(x) -> fresh noise like x, such as `Noise`
+    noise=None # noise(x) -> fresh noise like x, such as Noise
 ): # yields (t, x, x̂0): the time just left, the image after the step, the network's idea of the clean image
     "Ancestral sampling (Ho et al., 2020, Algorithm 2; Eqs. 5-7)."
     if noise is None: raise ValueError('DDPM sampling draws noise at every step: pass noise=Noise(seed, n)')

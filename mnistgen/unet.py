@@ -15,7 +15,7 @@ from torch import nn
 
 from .lab.data import crop, reflect_pad, whole
 
-# %% ../nbs/00_unet.ipynb #3a59c42f
+# %% ../nbs/00_unet.ipynb #0290d860
 def timestep_embedding(
     t, # (B,) times, integer or fractional, in [0, 1000)
     dim # an even number: length of the embedding
@@ -25,7 +25,7 @@ def timestep_embedding(
     angle = t.float()[:, None] * ω
     return torch.cat([angle.cos(), angle.sin()], 1)
 
-# %% ../nbs/00_unet.ipynb #4f8d6746
+# %% ../nbs/00_unet.ipynb #f00eca79
 class TimeEmbedding(nn.Module):
     "Time (B,) to features (B, 4·dim): sinusoids, then two linear layers."
     def __init__(self, dim):
@@ -35,7 +35,7 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, t): return self.lin2(F.silu(self.lin1(timestep_embedding(t, self.dim))))
 
-# %% ../nbs/00_unet.ipynb #098334b7
+# %% ../nbs/00_unet.ipynb #3c4e911a
 class ResBlock(nn.Module):
     "GroupNorm, SiLU, 3×3 convolution, twice, around a shortcut (He et al., 2016); the time is added in between (Ho et al., 2020)."
     def __init__(self,
@@ -58,7 +58,7 @@ class ResBlock(nn.Module):
         h = self.conv2(F.silu(self.norm2(h)))
         return self.shortcut(x) + h
 
-# %% ../nbs/00_unet.ipynb #4ce926c5
+# %% ../nbs/00_unet.ipynb #d8adfda4
 class Attention(nn.Module):
     "Multi-head attention over the positions of a feature map, around a shortcut; to itself, or to a context (Vaswani et al., 2017)."
     def __init__(self,
@@ -86,7 +86,7 @@ class Attention(nn.Module):
         h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         return x + self.out(h).mT.reshape(B, C, H, W)
 
-# %% ../nbs/00_unet.ipynb #be0eb8a6
+# %% ../nbs/00_unet.ipynb #7ec6b9c7
 class Downsample(nn.Conv2d):
     "(B, C, H, W) to (B, C, H/2, W/2), a 3×3 convolution of stride 2."
     def __init__(self, channels): super().__init__(channels, channels, 3, stride=2, padding=1)
@@ -96,7 +96,7 @@ class Upsample(nn.Conv2d):
     def __init__(self, channels): super().__init__(channels, channels, 3, padding=1)
     def forward(self, x): return super().forward(F.interpolate(x, scale_factor=2., mode='nearest'))
 
-# %% ../nbs/00_unet.ipynb #f3262279
+# %% ../nbs/00_unet.ipynb #fcd24e38
 class Level(nn.Module):
     "The blocks of one resolution, and the change to the next."
     def __init__(self,
@@ -120,13 +120,13 @@ class Level(nn.Module):
         if self.cross is not None and i < len(self.cross): h = self.cross[i](h, context)
         return h
 
-# %% ../nbs/00_unet.ipynb #b19f2c44
+# %% ../nbs/00_unet.ipynb #33fa0ed2
 class UNet(nn.Module):
     """The report's network (section 2.1), equal to diffusers' `UNet2DModel` with one exception: it pads and crops by itself.
 
     `net(x, t)` takes noisy images x (B, in_channels, H, W) and times t (B,) in [0, 1000), and returns (B, out_channels, H, W)."""
     def __init__(self,
-        channels=(32, 64, 96, 96), # of each level, each a multiple of `groups`; levels are joined by halvings
+        channels=(32, 64, 96, 96), # of each level, each a multiple of groups; levels are joined by halvings
         in_channels=1, out_channels=1,
         layers=1, # residual blocks a level on the way down; one more on the way up
         pad_to=32, # side to which inputs are padded by reflection; None: not at all
@@ -163,7 +163,7 @@ class UNet(nn.Module):
         self.norm_out = nn.GroupNorm(groups, c)
         self.conv_out = nn.Conv2d(c, out_channels, 3, padding=1)
 
-# %% ../nbs/00_unet.ipynb #e5cbd18d
+# %% ../nbs/00_unet.ipynb #7c7d14eb
 @patch
 def forward(self:UNet,
     x, # noisy images (B, in_channels, H, W), float
@@ -190,7 +190,7 @@ def forward(self:UNet,
         if level.resample is not None: h = level.resample(h)
     return crop(self.conv_out(F.silu(self.norm_out(h))), height, width)
 
-# %% ../nbs/00_unet.ipynb #9732d55c
+# %% ../nbs/00_unet.ipynb #2ebe3f77
 @patch
 def check(self:UNet, x, t, label=None, context=None):
     "One clear line for inputs that do not fit."
@@ -202,7 +202,7 @@ def check(self:UNet, x, t, label=None, context=None):
     if label is not None: raise ValueError('this network is unconditional: it takes no labels')
     if (context is None) != (self.context_dim is None): raise ValueError(f'context must be {"None" if self.context_dim is None else f"(B, L, {self.context_dim})"} for this network')
 
-# %% ../nbs/00_unet.ipynb #46bf6580
+# %% ../nbs/00_unet.ipynb #0743baf3
 # this library's names on the left, diffusers' on the right; applied in order
 _NAMES = [(r'^time\.lin', 'time_embedding.linear_'), (r'^down\.', 'down_blocks.'), (r'^up\.', 'up_blocks.'), (r'^mid\.', 'mid_block.'),
           (r'^norm_out', 'conv_norm_out'), (r'\.res\.(\d+)\.time\.', r'.resnets.\1.time_emb_proj.'), (r'\.res\.', '.resnets.'), (r'\.shortcut\.', '.conv_shortcut.'),
@@ -223,12 +223,12 @@ def _config_of(state):
                     attention=[f'down_blocks.{i}.attentions.0.to_q.weight' in state for i in range(n)])
     except (ValueError, KeyError, IndexError): raise ValueError('not the state dict of a diffusers.UNet2DModel') from None
 
-# %% ../nbs/00_unet.ipynb #75a56ff0
+# %% ../nbs/00_unet.ipynb #71e54d9c
 @patch(cls_method=True)
 def from_diffusers(cls:UNet,
-    state_dict, # of a `diffusers.UNet2DModel` with AttnDownBlock2D/AttnUpBlock2D where it attends
-    pad_to=None, # as for `UNet`; None, as in diffusers: inputs must already have a fitting size
-    **kwargs # other arguments of `UNet` that shapes do not tell: `head_dim`, `groups`
+    state_dict, # of a diffusers.UNet2DModel with AttnDownBlock2D/AttnUpBlock2D where it attends
+    pad_to=None, # as for UNet; None, as in diffusers: inputs must already have a fitting size
+    **kwargs # other arguments of UNet that shapes do not tell: head_dim, groups
 ) -> UNet: # with a copy of those weights
     "A `UNet` with the weights of a diffusers model. ValueError if they are not those of such a model."
     net = cls(**_config_of(state_dict), pad_to=pad_to, **kwargs)

@@ -15,7 +15,7 @@ from .data import whole
 from .training import check_writable
 from .zoo import MODELS, WEIGHTS, find_model, load, models, train_model
 
-# %% ../../nbs/lab/cli.ipynb #c39ec9be
+# %% ../../nbs/lab/cli.ipynb #c002b4c8
 def list_models(
     names:store_true=False # print the names alone, one a line
 ):
@@ -24,9 +24,9 @@ def list_models(
     if not rows: raise ValueError(f'no bundled weights in this installation ({WEIGHTS} has none): train a model, or reinstall mnistgen')
     print('\n'.join(r['name'] for r in rows) if names else rows)
 
-# %% ../../nbs/lab/cli.ipynb #1cc32200
+# %% ../../nbs/lab/cli.ipynb #2d417183
 def sample(
-    model:str, # name of a model (see `mnistgen list`), or a .safetensors file
+    model:str, # name of a model (see mnistgen list), or a .safetensors file
     n:int=64, # number of images
     labels:str=None, # digits to draw, for conditional models: 7 or 0,1,2
     sampler:str=None, # ddpm or ddim (default: what suits the model)
@@ -58,7 +58,7 @@ def sample(
     write_atomically(path, write)
     print(f"{path}: {n} image{'s'[:n != 1]} of {model}, {plan['sampler']} with {plan['steps']} steps, seed {seed}")
 
-# %% ../../nbs/lab/cli.ipynb #74d3e8eb
+# %% ../../nbs/lab/cli.ipynb #a45abe04
 def train(
     model:str, # name of a model, or all
     budget:str='quick', # quick (minutes on a laptop) or report (the report's own table; a GPU helps)
@@ -80,7 +80,7 @@ def train(
         print(f"{folder/name}.safetensors: {last['epoch']} epoch{'s'[:last['epoch'] != 1]}, train loss {last['train_loss']:.4f}, eval loss {last['eval_loss']:.4f}")
         print(f"{folder/name}-epoch-{last['epoch']:03d}.png: what it draws; more with: mnistgen sample {folder/name}.safetensors --out digits.png")
 
-# %% ../../nbs/lab/cli.ipynb #38c5e354
+# %% ../../nbs/lab/cli.ipynb #5a30bde3
 COMMANDS = {'list': list_models, 'sample': sample, 'train': train}
 
 def _parser(command):

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-# %% ../../nbs/lab/data.ipynb #567db141
+# %% ../../nbs/lab/data.ipynb #01fcf39b
 def read_idx(
     path # an IDX file of unsigned bytes, gzipped or not
 ) -> torch.Tensor: # uint8, with the shape that the file's header gives
@@ -34,7 +34,7 @@ def read_idx(
     if want != got: raise ValueError(f'{path}: its header promises {want} bytes of data, it holds {got}')
     return torch.from_numpy(np.frombuffer(raw, np.uint8, offset=4 + 4*ndim).copy()).view(shape)
 
-# %% ../../nbs/lab/data.ipynb #b0426d31
+# %% ../../nbs/lab/data.ipynb #02ac2967
 @dataclass(frozen=True)
 class Images:
     "A data set in memory: `pixels` uint8 (N, 28, 28), 0 is the background; `labels` int64 (N,)."
@@ -58,7 +58,7 @@ def _checked(
     if labels.max() > 9: raise ValueError(f'{where}: a label of {labels.max()}, expected 0 to 9')
     return Images(pixels, labels.long(), name, split)
 
-# %% ../../nbs/lab/data.ipynb #8b3bfd8f
+# %% ../../nbs/lab/data.ipynb #049bfd80
 BUNDLED = Path(__file__).parent.parent/'mnist' if '__file__' in globals() else Path('../../mnistgen/mnist')
 # MD5 of the unpacked files, as published with the data set
 MD5 = {'train-images-idx3-ubyte': '6bbc9ace898e44ae57da46a324031adb', 'train-labels-idx1-ubyte': 'a25bea736e30d166cdddb491f175f624',
@@ -83,7 +83,7 @@ def _through_torchvision(name, split, root):
     pixels = ds.data.transpose(1, 2).contiguous() if name == 'emnist-digits' else ds.data   # EMNIST is stored transposed
     return _checked(pixels, ds.targets, root, name, split)
 
-# %% ../../nbs/lab/data.ipynb #33627f1b
+# %% ../../nbs/lab/data.ipynb #cb909eb9
 def load_images(
     name='mnist', # 'mnist', 'fashion-mnist', 'kmnist' or 'emnist-digits'
     split='train', # 'train' or 'test'
@@ -104,7 +104,7 @@ def load_images(
             if hashlib.md5(head + t.numpy().tobytes()).hexdigest() != MD5[f]: raise ValueError(f'{p}: its content is not the published MNIST (checksum differs): reinstall mnistgen')
     return _checked(pixels, labels, folder, name, split)
 
-# %% ../../nbs/lab/data.ipynb #02506c93
+# %% ../../nbs/lab/data.ipynb #83bfe0b6
 def normalize(
     pixels # uint8 (N, 28, 28)
 ) -> torch.Tensor: # float32 (N, 1, 28, 28) in [-1, 1]
@@ -127,13 +127,13 @@ def to_uint8(
         raise ValueError(f'to_uint8 takes floats in [0, 1] of shape (N, H, W) or (N, 1, H, W), not {images.dtype} {tuple(images.shape)}')
     return (images.flatten(0, -3) * 255).round().clamp(0, 255).byte()
 
-# %% ../../nbs/lab/data.ipynb #ca63c7e2
+# %% ../../nbs/lab/data.ipynb #705b9521
 class Pixels:
     "The space of images themselves: `encode` bytes to what a model works on, `decode` what it made to pictures in [0, 1]."
     shape = (1, 28, 28)
     encode, decode = staticmethod(normalize), staticmethod(denormalize)
 
-# %% ../../nbs/lab/data.ipynb #bec03369
+# %% ../../nbs/lab/data.ipynb #59f0209a
 def reflect_pad(
     x, # (B, C, H, W)
     size # side after padding; at most 3·H - 2, as a reflection can only show what is there
@@ -144,14 +144,14 @@ def reflect_pad(
     return F.pad(x, (w//2, w - w//2, h//2, h - h//2), mode='reflect') if h or w else x
 
 def crop(
-    x, # (B, C, S, S), as `reflect_pad` made it
+    x, # (B, C, S, S), as reflect_pad made it
     height, width # the size before padding
 ) -> torch.Tensor: # (B, C, height, width)
     "Undo `reflect_pad`."
     top, left = (x.shape[-2] - height)//2, (x.shape[-1] - width)//2
     return x[..., top:top + height, left:left + width]
 
-# %% ../../nbs/lab/data.ipynb #b41e7459
+# %% ../../nbs/lab/data.ipynb #b8e9fff0
 def generator(
     *name, # what it is for: strings and integers
     index=0, # which one of them, a non-negative integer
@@ -161,7 +161,7 @@ def generator(
     base = int.from_bytes(hashlib.blake2b(repr(name).encode(), digest_size=4).digest(), 'little')
     return torch.Generator(device).manual_seed((base + 2654435761 * index) % 2**32)
 
-# %% ../../nbs/lab/data.ipynb #64127c5e
+# %% ../../nbs/lab/data.ipynb #56ffc963
 def whole(
     name, # what it is, for the message
     value, least, most=None # both ends included
@@ -173,7 +173,7 @@ def whole(
         raise ValueError(f'{name} {value}: choose an integer ' + (f'of at least {least}' if most is None else f'from {least} to {most}'))
     return number
 
-# %% ../../nbs/lab/data.ipynb #7617d407
+# %% ../../nbs/lab/data.ipynb #e7cb4257
 class Batches:
     "Mini-batches of tensors that are already on their device, in an order that depends on (seed, epoch) alone."
     def __init__(self,

@@ -24,7 +24,7 @@ def style():
                          'axes.titlesize': 10, 'figure.facecolor': 'white', 'savefig.facecolor': 'white', 'figure.dpi': 110, 'image.interpolation': 'nearest', 
                          'legend.frameon': False, 'lines.linewidth': 1.6}): yield
 
-# %% ../../nbs/lab/plotting.ipynb #6c742df2
+# %% ../../nbs/lab/plotting.ipynb #68ee5f4d
 def _stack(images, vrange):
     "Images of any of the accepted shapes and types as floats (N, H, W) in [0, 1]."
     images = torch.as_tensor(images)
@@ -37,7 +37,7 @@ def _stack(images, vrange):
     return ((images.float() - lo)/(hi - lo)).clamp(0, 1)
 
 def grid_array(
-    images, # (N, H, W) or (N, 1, H, W): bytes, or floats in `vrange`
+    images, # (N, H, W) or (N, 1, H, W): bytes, or floats in vrange
     ncol=None, # images in a row; None: as square as possible
     vrange=(0., 1.), # values of black and white, for floats
     gap=1, # pixels between images
@@ -54,12 +54,12 @@ def grid_array(
         out[y:y + h, x:x + w] = im
     return out
 
-# %% ../../nbs/lab/plotting.ipynb #3cdebf01
+# %% ../../nbs/lab/plotting.ipynb #0767d751
 def save_grid(
-    images, # as for `grid_array`
+    images, # as for grid_array
     path, # of a PNG file
     scale=2, # screen pixels of an image's pixel
-    **kwargs # of `grid_array`
+    **kwargs # of grid_array
 ):
     "Write a grid of images as a PNG file."
     from PIL import Image
@@ -67,7 +67,7 @@ def save_grid(
     Image.fromarray(a.numpy()).save(path, format='PNG')
 
 def load_grid(
-    path, # a PNG file that `save_grid` wrote with the given arguments
+    path, # a PNG file that save_grid wrote with the given arguments
     n, # how many images it holds
     ncol=None, scale=2, gap=1, side=28
 ) -> torch.Tensor: # uint8 (n, side, side)
@@ -77,13 +77,13 @@ def load_grid(
     a, ncol = torch.from_numpy(np.array(Image.open(path)))[::scale, ::scale], ncol or math.ceil(math.sqrt(n))
     return torch.stack([a[i//ncol*(side + gap):, i % ncol*(side + gap):][:side, :side] for i in range(n)])
 
-# %% ../../nbs/lab/plotting.ipynb #6801ee0f
+# %% ../../nbs/lab/plotting.ipynb #f99c2763
 def show_grid(
-    images, # as for `grid_array`
+    images, # as for grid_array
     ncol=None, title=None,
     ax=None, # to draw into; None: a new figure
     cell=.62, # inches of one image, in a new figure
-    **kwargs # of `grid_array`
+    **kwargs # of grid_array
 ): # the axes
     "Draw a grid of images, without ticks."
     import matplotlib.pyplot as plt

@@ -18,7 +18,7 @@ from fastcore.basics import patch
 
 from .data import Batches, generator, whole
 
-# %% ../../nbs/lab/training.ipynb #918ded8c
+# %% ../../nbs/lab/training.ipynb #f07613b0
 @dataclass
 class Recipe:
     "The settings of a training run; the defaults are the report's for the pixel models (Table 2)."
@@ -50,7 +50,7 @@ class Recipe:
         if step < self.warmup: return self.lr*(step + 1)/self.warmup
         return self.lr_min + (self.lr - self.lr_min)*(1 + math.cos(math.pi*(step - self.warmup)/max(1, total - self.warmup)))/2
 
-# %% ../../nbs/lab/training.ipynb #8bfefcc5
+# %% ../../nbs/lab/training.ipynb #2391174d
 @torch.no_grad()
 def ema_update(
     average, # parameters, changed in place
@@ -60,9 +60,9 @@ def ema_update(
     "One step of an exponential moving average, over all tensors at once."
     torch._foreach_lerp_(list(average), list(current), 1 - decay)
 
-# %% ../../nbs/lab/training.ipynb #e478bebf
+# %% ../../nbs/lab/training.ipynb #8d501d04
 def pick_device(
-    device='auto' # 'auto', or anything that `torch.device` takes
+    device='auto' # 'auto', or anything that torch.device takes
 ) -> torch.device:
     "The device to work on: CUDA, then Apple's MPS, then the CPU."
     if device == 'auto': device = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
@@ -104,7 +104,7 @@ def can_compile(
     except Exception: return False                                  # whatever it is, there is the plain way
     finally: logging.disable(before)
 
-# %% ../../nbs/lab/training.ipynb #2941b606
+# %% ../../nbs/lab/training.ipynb #dc2fdeb4
 def device_info(
     device # a torch.device
 ) -> dict: # JSON-ready: type, name, threads
@@ -125,7 +125,7 @@ def versions() -> dict:
     except OSError: commit = ''
     return dict(mnistgen=mnistgen.__version__, torch=torch.__version__, python=platform.python_version(), commit=commit or None)
 
-# %% ../../nbs/lab/training.ipynb #e2d5ca79
+# %% ../../nbs/lab/training.ipynb #64d0d6d7
 FORMAT = 1
 
 def check_writable(
@@ -160,7 +160,7 @@ def write_atomically(
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
 
-# %% ../../nbs/lab/training.ipynb #b467a3ef
+# %% ../../nbs/lab/training.ipynb #53fa18bd
 def checksum(
     tensors # {name: tensor}
 ) -> str:
@@ -203,20 +203,20 @@ def load_checkpoint(path) -> tuple: # ({name: tensor}, header)
     if checksum(tensors) != header.get('checksum'): raise ValueError(f'{path}: damaged (its checksum differs)')
     return tensors, header
 
-# %% ../../nbs/lab/training.ipynb #43210131
+# %% ../../nbs/lab/training.ipynb #6877689c
 class Trainer:
     "Trains a network on `process.loss(net, batch, generator)`; keeps an average, a history, and a state from which it resumes."
     def __init__(self,
         name, # of the model: names the files
-        net, # nn.Module, `net(x, t, label)`
-        process, # has `loss(net, batch, generator)`
-        train, test, # `Batches`
-        recipe, # a `Recipe`
+        net, # nn.Module, net(x, t, label)
+        process, # has loss(net, batch, generator)
+        train, test, # Batches
+        recipe, # a Recipe
         out, # folder for weights, state, history and stage images
         device='auto',
         preview=None, # preview(net) -> images (n, 1, 28, 28) in [0, 1]: drawn at the recipe's stages
         header=None, # what else the checkpoint shall say (JSON-ready)
-        compile=True # use `torch.compile`, where it can be used
+        compile=True # use torch.compile, where it can be used
     ):
         self.name, self.process, self.train, self.test, self.recipe, self.out, self.preview = name, process, train, test, recipe, Path(out), preview
         check_writable(self.out/'state.safetensors')
@@ -237,7 +237,7 @@ class Trainer:
 
     def autocast(self): return torch.autocast(self.device.type, self.half) if self.half else nullcontext()
 
-# %% ../../nbs/lab/training.ipynb #56130197
+# %% ../../nbs/lab/training.ipynb #f716576a
 @patch
 def train_step(self:Trainer, batch) -> float:
     "One update on a batch; returns its loss. FloatingPointError if that is not a number."
@@ -265,7 +265,7 @@ def evaluate(self:Trainer) -> float:
         with self.autocast(): losses.append(self.process.loss(self.run_average, batch, generator('eval', self.recipe.seed, index=i, device=self.device)))
     return torch.stack(losses).mean().item()
 
-# %% ../../nbs/lab/training.ipynb #cb13d4ab
+# %% ../../nbs/lab/training.ipynb #20e07ebc
 @patch
 def state_tensors(self:Trainer) -> dict:
     "All tensors of the run's state."
@@ -305,7 +305,7 @@ def restore(self:Trainer):
     if header['scaler'] and self.scaler.is_enabled(): self.scaler.load_state_dict(header['scaler'])
     self.record['history'] = header['history']
 
-# %% ../../nbs/lab/training.ipynb #07097acc
+# %% ../../nbs/lab/training.ipynb #b522ba0f
 @contextmanager
 def hold_interrupts():
     "Inside, Ctrl-C only fills the list that is yielded; a second one interrupts at once."
@@ -319,7 +319,7 @@ def hold_interrupts():
     try: yield pressed
     finally: signal.signal(signal.SIGINT, old)
 
-# %% ../../nbs/lab/training.ipynb #6d629d57
+# %% ../../nbs/lab/training.ipynb #12721fe3
 @patch
 def fit(self:Trainer,
     resume=False, # go on from the state in the folder, if there is one
@@ -352,7 +352,7 @@ def fit(self:Trainer,
             if pressed and epoch + 1 < self.recipe.epochs: stop()
     return self.record
 
-# %% ../../nbs/lab/training.ipynb #d73e4ddc
+# %% ../../nbs/lab/training.ipynb #3374e9ed
 @patch
 def end_epoch(self:Trainer, epoch, watched=False):
     "Evaluate, draw samples if the epoch is a stage, write the epoch into the record."

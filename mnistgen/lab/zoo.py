@@ -20,7 +20,7 @@ from ..unet import UNet
 from ..ddpm import DDPM, Noise, sample_ddpm
 from ..ddim import sample_ddim
 
-# %% ../../nbs/lab/zoo.ipynb #9de3f92e
+# %% ../../nbs/lab/zoo.ipynb #32d395ce
 @dataclass(frozen=True)
 class Model:
     "A model that can be trained and loaded by name."
@@ -47,7 +47,7 @@ def _choose(kind, name, among):
 
 def find_model(name) -> Model: return _choose('model', name, MODELS)
 
-# %% ../../nbs/lab/zoo.ipynb #9fd7a580
+# %% ../../nbs/lab/zoo.ipynb #07c08e9e
 def check_labels(
     labels, # None, one integer or a sequence of n
     n # number of samples
@@ -62,12 +62,12 @@ def check_labels(
     if len(labels) and (labels.min() < 0 or labels.max() > 9): raise ValueError(f'labels {labels.tolist()[:10]}: choose digits from 0 to 9')
     return labels.long()
 
-# %% ../../nbs/lab/zoo.ipynb #6dacffca
+# %% ../../nbs/lab/zoo.ipynb #d2a9836d
 class Generator:
     "A trained model, ready for sampling: a network, a process, a space, and how it likes to be sampled."
     def __init__(self,
         net, process, space,
-        sampling, # dict of `sampler`, `steps`, `eta`: used when none are asked for
+        sampling, # dict of sampler, steps, eta: used when none are asked for
         labels=False, # does the network take labels?
         header=None, # of the checkpoint
         device='cpu'
@@ -77,7 +77,7 @@ class Generator:
 
     def __repr__(self): return f"Generator('{self.header.get('model', '?')}', {sum(p.numel() for p in self.net.parameters()):,} parameters, {self.header.get('epochs', '?')} epochs, on {self.device})"
 
-# %% ../../nbs/lab/zoo.ipynb #8b49d3fb
+# %% ../../nbs/lab/zoo.ipynb #aa0fe7eb
 @patch
 def plan(self:Generator, n=16, labels=None, w=None, sampler=None, steps=None, eta=None, seed=0) -> dict:
     "Check the arguments of `sample` and fill in what was left out: all mistakes come to light here, before the work."
@@ -94,10 +94,10 @@ def plan(self:Generator, n=16, labels=None, w=None, sampler=None, steps=None, et
     steps = whole('steps', steps, 1, self.process.T)
     return dict(n=n, labels=labels, sampler=name, steps=steps, seed=seed, run=f, kw=kw)
 
-# %% ../../nbs/lab/zoo.ipynb #02062cb6
+# %% ../../nbs/lab/zoo.ipynb #7c11788c
 @patch
 def stream(self:Generator,
-    n=16, labels=None, w=None, sampler=None, steps=None, eta=None, seed=0, # as for `sample`
+    n=16, labels=None, w=None, sampler=None, steps=None, eta=None, seed=0, # as for sample
     start=0 # index of the first sample
 ): # yields (t, images (n, 1, 28, 28), the network's idea of the final images), both in [0, 1]
     "Sample step by step, all n in one batch. What is wrong with the arguments is said at the call, not at the first step."
@@ -113,7 +113,7 @@ def _run(self:Generator, p, start=0, index=slice(None)):
     for t, x, x0_hat in p['run'](self.net, self.process, x, p['steps'], label=label, noise=noise, **p['kw']):
         yield t, self.space.decode(x), self.space.decode(x0_hat)
 
-# %% ../../nbs/lab/zoo.ipynb #96b898c0
+# %% ../../nbs/lab/zoo.ipynb #f8c49047
 @patch
 def sample(self:Generator,
     n=16, # number of images
@@ -137,7 +137,7 @@ def sample(self:Generator,
             out.append(images.cpu())
     return torch.cat(out)
 
-# %% ../../nbs/lab/zoo.ipynb #70a2a889
+# %% ../../nbs/lab/zoo.ipynb #8dd9300b
 def weights_of(
     model # a name, or the path of a .safetensors file
 ) -> Path:
@@ -149,7 +149,7 @@ def weights_of(
     return path
 
 def load(
-    model, # a name such as 'ddpm', or the path of a .safetensors file that `mnistgen train` wrote
+    model, # a name such as 'ddpm', or the path of a .safetensors file that mnistgen train wrote
     device='auto' # 'auto', 'cpu', 'cuda', …
 ) -> Generator:
     "A trained model, ready for sampling. Bundled weights need no network access."
@@ -171,7 +171,7 @@ def models() -> Table: # a row for each bundled model: name, parameters, epochs,
         rows.append({'name': name, 'parameters': h['parameters'], 'epochs': h['epochs'], 'train_loss': h['train_loss'], 'eval_loss': h['eval_loss'], 'FD': h.get('FD')})
     return Table(rows)
 
-# %% ../../nbs/lab/zoo.ipynb #ba422848
+# %% ../../nbs/lab/zoo.ipynb #a08d9a9a
 def preview(
     process, space, # of the model
     sampling, # of the model; drawn in 100 steps
