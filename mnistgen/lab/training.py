@@ -265,12 +265,12 @@ def evaluate(self:Trainer) -> float:
         with self.autocast(): losses.append(self.process.loss(self.run_average, batch, generator('eval', self.recipe.seed, index=i, device=self.device)))
     return torch.stack(losses).mean().item()
 
-# %% ../../nbs/lab/training.ipynb #20e07ebc
+# %% ../../nbs/lab/training.ipynb #6aec6dae
 @patch
 def state_tensors(self:Trainer) -> dict:
     "All tensors of the run's state."
     out = {}
-    for i, ((k, p), a) in enumerate(zip(self.net.named_parameters(), self.average.parameters())):
+    for (k, p), a in zip(self.net.named_parameters(), self.average.parameters()):
         out[f'net.{k}'], out[f'average.{k}'] = p, a
         for m, v in self.optimizer.state.get(p, {}).items(): out[f'optimizer.{m}.{k}'] = v
     return out
