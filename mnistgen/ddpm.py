@@ -5,16 +5,15 @@
 # %% auto #0
 __all__ = ['cosine_betas', 'linear_betas', 'DDPM', 'Noise', 'sample_ddpm']
 
-# %% ../nbs/01_ddpm.ipynb #a0c0619f
+# %% ../nbs/01_ddpm.ipynb #49f42e38
 import math
 
 import torch
-import torch.nn.functional as F
 from fastcore.basics import patch
 
 from .lab.data import generator, whole
 
-# %% ../nbs/01_ddpm.ipynb #2f378cd6
+# %% ../nbs/01_ddpm.ipynb #dccec803
 def cosine_betas(
     T=1000, # number of steps
     s=.008, # keeps the first steps from being too small to see
@@ -24,7 +23,10 @@ def cosine_betas(
     f = torch.cos((torch.arange(T + 1, dtype=torch.float64)/T + s)/(1 + s)*math.pi/2)**2
     return (1 - f[1:]/f[:-1]).clamp(max=largest)
 
-def linear_betas(T=1000, first=1e-4, last=.02) -> torch.Tensor: # (T,) float64
+def linear_betas(
+    T=1000, # number of steps
+    first=1e-4, last=.02 # β_0 and β_{T-1}
+) -> torch.Tensor: # (T,) float64
     "The linear schedule of Ho et al. (2020)."
     return torch.linspace(first, last, T, dtype=torch.float64)
 

@@ -6,10 +6,9 @@
 __all__ = ['PALETTE', 'style', 'grid_array', 'save_grid', 'load_grid', 'show_grid', 'show_grids', 'show_strip', 'caption',
            'show_losses', 'Table']
 
-# %% ../../nbs/lab/plotting.ipynb #710a6f1b
+# %% ../../nbs/lab/plotting.ipynb #01c75949
 import math
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 

@@ -6,8 +6,8 @@
 __all__ = ['MODELS', 'SAMPLERS', 'WEIGHTS', 'Model', 'find_model', 'check_labels', 'Generator', 'weights_of', 'load', 'models',
            'preview', 'train_model']
 
-# %% ../../nbs/lab/zoo.ipynb #dda2136f
-from dataclasses import dataclass, field, replace
+# %% ../../nbs/lab/zoo.ipynb #36227ab6
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from fastcore.basics import patch
 
 from .data import Batches, Pixels, load_images, whole
 from .plotting import Table
-from .training import Recipe, Trainer, check_writable, keep_memory, load_checkpoint, pick_device, read_header
+from .training import Recipe, Trainer, keep_memory, load_checkpoint, pick_device, read_header
 from ..unet import UNet
 from ..ddpm import DDPM, Noise, sample_ddpm
 from ..ddim import sample_ddim
