@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['cosine_betas', 'linear_betas', 'DDPM', 'Noise', 'sample_ddpm']
 
-# %% ../nbs/01_ddpm.ipynb #49f42e38
+# %% ../nbs/01_ddpm.ipynb #555a2524
 import math
+from functools import partial
 
 import torch
 from fastcore.basics import patch
 
-from .lab.data import generator, whole
+from .lab.data import draw, generator, whole
 
 # %% ../nbs/01_ddpm.ipynb #dccec803
 def cosine_betas(
@@ -69,7 +70,7 @@ def add_noise(self:DDPM,
     a, b = self.signal_noise(t)
     return a*x0 + b*ε
 
-# %% ../nbs/01_ddpm.ipynb #0326b1e1
+# %% ../nbs/01_ddpm.ipynb #81acd6b8
 @patch
 def target(self:DDPM, x0, ε, t):
     "What the network shall answer for x0 and ε (B, C, H, W) at the times t (B,)."
@@ -85,8 +86,8 @@ def losses(self:DDPM,
 ) -> tuple: # times (B,), squared errors (B,)
     "The error for each image of a batch, at a time and with noise drawn for it (Eq. 4)."
     x0, label = batch
-    t = torch.randint(self.T, (len(x0),), generator=generator, device=x0.device)
-    ε = torch.randn(x0.shape, generator=generator, device=x0.device)
+    t = draw(partial(torch.randint, self.T), (len(x0),), generator, x0.device)
+    ε = draw(torch.randn, x0.shape, generator, x0.device)
     out = net(self.add_noise(x0, t, ε), t, label)
     return t, (out.float() - self.target(x0, ε, t)).square().mean((1, 2, 3))
 

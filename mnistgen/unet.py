@@ -25,17 +25,17 @@ def timestep_embedding(
     angle = t.float()[:, None] * ω
     return torch.cat([angle.cos(), angle.sin()], 1)
 
-# %% ../nbs/00_unet.ipynb #f00eca79
+# %% ../nbs/00_unet.ipynb #17319d2c
 class TimeEmbedding(nn.Module):
-    "Time (B,) to features (B, 4·dim): sinusoids, then two linear layers."
+    "Time (B,) to features (B, 4·dim): sinusoids, then two linear layers, each with a SiLU behind it."
     def __init__(self, dim):
         super().__init__()
         self.dim = dim
         self.lin1, self.lin2 = nn.Linear(dim, 4*dim), nn.Linear(4*dim, 4*dim)
 
-    def forward(self, t): return self.lin2(F.silu(self.lin1(timestep_embedding(t, self.dim))))
+    def forward(self, t): return F.silu(self.lin2(F.silu(self.lin1(timestep_embedding(t, self.dim).to(self.lin1.weight.dtype)))))
 
-# %% ../nbs/00_unet.ipynb #3c4e911a
+# %% ../nbs/00_unet.ipynb #0fedcad9
 class ResBlock(nn.Module):
     "GroupNorm, SiLU, 3×3 convolution, twice, around a shortcut (He et al., 2016); the time is added in between (Ho et al., 2020)."
     def __init__(self,
@@ -51,14 +51,16 @@ class ResBlock(nn.Module):
 
     def forward(self,
         x, # (B, cin, H, W)
-        emb=None # (B, temb), if the block has a time
+        emb=None, # (B, temb), if the block has a time
+        skip=None # more channels, to be glued to x: together they are cin
     ): # (B, cout, H, W)
+        if skip is not None: x = torch.cat([x, skip], 1)
         h = self.conv1(F.silu(self.norm1(x)))
-        if self.time is not None: h = h + self.time(F.silu(emb))[:, :, None, None]
+        if self.time is not None: h = h + self.time(emb)[:, :, None, None]
         h = self.conv2(F.silu(self.norm2(h)))
         return self.shortcut(x) + h
 
-# %% ../nbs/00_unet.ipynb #d8adfda4
+# %% ../nbs/00_unet.ipynb #5a1a86a7
 class Attention(nn.Module):
     "Multi-head attention over the positions of a feature map, around a shortcut; to itself, or to a context (Vaswani et al., 2017)."
     def __init__(self,
@@ -83,7 +85,8 @@ class Attention(nn.Module):
         h = self.norm(x).flatten(2).mT                                                  # (B, H·W, C)
         kv = h if context is None else context
         q, k, v = [f(a).unflatten(2, (self.heads, -1)).transpose(1, 2) for f, a in ((self.q, h), (self.k, kv), (self.v, kv))]   # (B, heads, ·, head_dim)
-        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        share = (q @ k.mT * q.shape[-1]**-.5).float().softmax(-1).to(v.dtype)           # (B, heads, H·W, ·): how much of each value
+        h = (share @ v).transpose(1, 2).flatten(2)
         return x + self.out(h).mT.reshape(B, C, H, W)
 
 # %% ../nbs/00_unet.ipynb #7ec6b9c7
@@ -96,7 +99,7 @@ class Upsample(nn.Conv2d):
     def __init__(self, channels): super().__init__(channels, channels, 3, padding=1)
     def forward(self, x): return super().forward(F.interpolate(x, scale_factor=2., mode='nearest'))
 
-# %% ../nbs/00_unet.ipynb #fcd24e38
+# %% ../nbs/00_unet.ipynb #81e417c9
 class Level(nn.Module):
     "The blocks of one resolution, and the change to the next."
     def __init__(self,
@@ -113,9 +116,9 @@ class Level(nn.Module):
         self.cross = nn.ModuleList(Attention(c, head_dim, context_dim, groups) for _ in widths) if attention and context_dim else None
         self.resample = resample(c) if resample else None
 
-    def block(self, i, h, emb, context=None):
+    def block(self, i, h, emb, context=None, skip=None):
         "Run residual block `i`, and the attention that belongs to it."
-        h = self.res[i](h, emb)
+        h = self.res[i](h, emb, skip)
         if self.attn is not None and i < len(self.attn): h = self.attn[i](h)
         if self.cross is not None and i < len(self.cross): h = self.cross[i](h, context)
         return h
@@ -163,7 +166,7 @@ class UNet(nn.Module):
         self.norm_out = nn.GroupNorm(groups, c)
         self.conv_out = nn.Conv2d(c, out_channels, 3, padding=1)
 
-# %% ../nbs/00_unet.ipynb #7c7d14eb
+# %% ../nbs/00_unet.ipynb #d5e8ef2b
 @patch
 def forward(self:UNet,
     x, # noisy images (B, in_channels, H, W), float
@@ -186,7 +189,7 @@ def forward(self:UNet,
             skips.append(h)
     for i in range(2): h = self.mid.block(i, h, emb, context)
     for level in self.up:
-        for i in range(len(level.res)): h = level.block(i, torch.cat([h, skips.pop()], 1), emb, context)
+        for i in range(len(level.res)): h = level.block(i, h, emb, context, skips.pop())
         if level.resample is not None: h = level.resample(h)
     return crop(self.conv_out(F.silu(self.norm_out(h))), height, width)
 

@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'list_models', 'sample', 'train', 'main']
 
-# %% ../../nbs/lab/cli.ipynb #60f12453
-import sys
+# %% ../../nbs/lab/cli.ipynb #f91da914
+import os, sys
 from pathlib import Path
 
 from fastcore.script import anno_parser, store_true
 
 from .data import whole
+from .engine import why_plain
 from .training import check_writable
 from .zoo import MODELS, WEIGHTS, find_model, load, models, train_model
 
@@ -24,7 +25,7 @@ def list_models(
     if not rows: raise ValueError(f'no bundled weights in this installation ({WEIGHTS} has none): train a model, or reinstall mnistgen')
     print('\n'.join(r['name'] for r in rows) if names else rows)
 
-# %% ../../nbs/lab/cli.ipynb #2d417183
+# %% ../../nbs/lab/cli.ipynb #107fdf07
 def sample(
     model:str, # name of a model (see mnistgen list), or a .safetensors file
     n:int=64, # number of images
@@ -35,7 +36,8 @@ def sample(
     w:float=None, # guidance scale, for conditional models
     seed:int=0, # the same arguments and seed give the same file
     out:str=None, # FILE.png (a grid) or FILE.npy (uint8, n×28×28)
-    device:str='auto' # auto, cpu or cuda
+    device:str='auto', # auto, cpu or cuda
+    plain:store_true=False # float32, and none of the engine's tricks
 ):
     "Draw images from a trained model."
     from mnistgen.lab.data import to_uint8
@@ -46,10 +48,11 @@ def sample(
         try: labels = [int(l) for l in labels.split(',')]
         except ValueError: raise ValueError(f"labels '{labels}': give digits separated by commas, such as 7 or 0,1,2") from None
         if len(labels) == 1: labels = labels[0]
-    g = load(model, device)
+    g = load(model, device, plain)
     args = dict(n=n, labels=labels, w=w, sampler=sampler, steps=steps, eta=eta, seed=seed)
     plan = g.plan(**args)
     path = check_writable(out)
+    if not plain and g.device.type == 'cpu' and why_plain(): print(f'{why_plain()}: sampling takes the slower, plain way', file=sys.stderr)
     pixels = to_uint8(g.sample(**args, progress=sys.stderr.isatty()))
     def write(tmp):
         if path.suffix == '.png': return save_grid(pixels, tmp)
@@ -58,7 +61,7 @@ def sample(
     write_atomically(path, write)
     print(f"{path}: {n} image{'s'[:n != 1]} of {model}, {plan['sampler']} with {plan['steps']} steps, seed {seed}")
 
-# %% ../../nbs/lab/cli.ipynb #a45abe04
+# %% ../../nbs/lab/cli.ipynb #44592fb3
 def train(
     model:str, # name of a model, or all
     budget:str='quick', # quick (minutes on a laptop) or report (the report's own table; a GPU helps)
@@ -68,14 +71,15 @@ def train(
     resume:store_true=False, # go on with the run in the folder
     out:str=None, # folder (default: runs/MODEL)
     device:str='auto', # auto, cpu or cuda
-    plain:store_true=False, # do not compile the network
+    plain:store_true=False, # float32, and none of the engine's tricks
     limit:int=None # train on the first so many images only, for a trial
 ):
     "Train a model. Writes weights, the state to resume from, the record of the run and samples at stages."
     if limit is not None: whole('limit', limit, 1)
     for name in MODELS if model == 'all' else [find_model(model).name]:
         folder = Path(out)/name if out and model == 'all' else Path(out) if out else Path('runs')/name
-        record = train_model(name, budget, epochs, batch_size, seed, folder, resume, device, not plain, limit)
+        record = train_model(name, budget, epochs, batch_size, seed, folder, resume, device, plain, limit)
+        if os.environ.get('RANK', '0') != '0': continue              # of several processes, the first speaks
         last = record['history'][-1]
         print(f"{folder/name}.safetensors: {last['epoch']} epoch{'s'[:last['epoch'] != 1]}, train loss {last['train_loss']:.4f}, eval loss {last['eval_loss']:.4f}")
         print(f"{folder/name}-epoch-{last['epoch']:03d}.png: what it draws; more with: mnistgen sample {folder/name}.safetensors --out digits.png")

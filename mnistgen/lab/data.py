@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BUNDLED', 'MD5', 'TORCHVISION', 'read_idx', 'Images', 'load_images', 'normalize', 'denormalize', 'to_uint8', 'Pixels',
-           'reflect_pad', 'crop', 'generator', 'whole', 'Batches']
+           'reflect_pad', 'crop', 'generator', 'whole', 'Part', 'draw', 'Batches']
 
 # %% ../../nbs/lab/data.ipynb #5c964745
 import gzip, hashlib, operator, os, struct, zlib
@@ -173,7 +173,26 @@ def whole(
         raise ValueError(f'{name} {value}: choose an integer ' + (f'of at least {least}' if most is None else f'from {least} to {most}'))
     return number
 
-# %% ../../nbs/lab/data.ipynb #e7cb4257
+# %% ../../nbs/lab/data.ipynb #1fa82186
+@dataclass
+class Part:
+    "The generator of a batch of `total` items, for a process that holds those from number `start` on."
+    generator: torch.Generator
+    start: int
+    total: int
+
+def draw(
+    random, # torch.randn, torch.rand, or a function like them: random(shape, generator=..., device=...)
+    shape, # (B, ...)
+    generator=None, # a torch.Generator, a Part of one, or None
+    device='cpu'
+) -> torch.Tensor:
+    "Random numbers for the items of a batch. All randomness of a loss goes through here, so that it does not depend on the number of processes."
+    if not isinstance(generator, Part): return random(shape, generator=generator, device=device)
+    whole = random((generator.total, *shape[1:]), generator=generator.generator, device=device)
+    return whole[generator.start:generator.start + shape[0]]
+
+# %% ../../nbs/lab/data.ipynb #a47b5dfe
 class Batches:
     "Mini-batches of tensors that are already on their device, in an order that depends on (seed, epoch) alone."
     def __init__(self,
@@ -193,9 +212,13 @@ class Batches:
         "The permutation of epoch `epoch`, made on the CPU so that every device sees the same."
         return torch.randperm(len(self.x), generator=generator('order', self.seed, index=epoch))
 
-    def epoch(self, epoch, start=0):
-        "Yield the batches `(x, labels or None)` of an epoch, from number `start` on."
+    def part(self, rank, world) -> slice:
+        "The items of a batch that process `rank` of `world` works on: all of them together are the batch, each once."
+        return slice(rank*self.batch_size//world, (rank + 1)*self.batch_size//world)
+
+    def epoch(self, epoch, start=0, part=slice(None)):
+        "Yield the batches `(x, labels or None)` of an epoch, from number `start` on; of each only `part`."
         order = self.order(epoch).to(self.x.device)
         for i in range(start, len(self)):
-            idx = order[i*self.batch_size:(i + 1)*self.batch_size]
+            idx = order[i*self.batch_size:(i + 1)*self.batch_size][part]
             yield self.transform(self.x[idx]), None if self.labels is None else self.labels[idx]

@@ -6,7 +6,7 @@
 __all__ = ['MODELS', 'SAMPLERS', 'WEIGHTS', 'Model', 'find_model', 'check_labels', 'Generator', 'weights_of', 'load', 'models',
            'preview', 'train_model']
 
-# %% ../../nbs/lab/zoo.ipynb #36227ab6
+# %% ../../nbs/lab/zoo.ipynb #7acac539
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +15,8 @@ from fastcore.basics import patch
 
 from .data import Batches, Pixels, load_images, whole
 from .plotting import Table
-from .training import Recipe, Trainer, keep_memory, load_checkpoint, pick_device, read_header
+from .engine import freeze, keep_memory, kernels, pick_device, why_plain
+from .training import Recipe, Trainer, load_checkpoint, read_header
 from ..unet import UNet
 from ..ddpm import DDPM, Noise, sample_ddpm
 from ..ddim import sample_ddim
@@ -62,7 +63,7 @@ def check_labels(
     if len(labels) and (labels.min() < 0 or labels.max() > 9): raise ValueError(f'labels {labels.tolist()[:10]}: choose digits from 0 to 9')
     return labels.long()
 
-# %% ../../nbs/lab/zoo.ipynb #d2a9836d
+# %% ../../nbs/lab/zoo.ipynb #31350a24
 class Generator:
     "A trained model, ready for sampling: a network, a process, a space, and how it likes to be sampled."
     def __init__(self,
@@ -70,9 +71,10 @@ class Generator:
         sampling, # dict of sampler, steps, eta: used when none are asked for
         labels=False, # does the network take labels?
         header=None, # of the checkpoint
-        device='cpu'
+        device='cpu',
+        plain=False # float32, and none of the engine's tricks
     ):
-        self.device = pick_device(device)
+        self.device, self.plain, self._frozen = pick_device(device), plain, None
         self.net, self.process, self.space, self.sampling, self.labels, self.header = net.to(self.device).eval(), process, space, sampling, labels, header or {}
 
     def __repr__(self): return f"Generator('{self.header.get('model', '?')}', {sum(p.numel() for p in self.net.parameters()):,} parameters, {self.header.get('epochs', '?')} epochs, on {self.device})"
@@ -94,7 +96,7 @@ def plan(self:Generator, n=16, labels=None, w=None, sampler=None, steps=None, et
     steps = whole('steps', steps, 1, self.process.T)
     return dict(n=n, labels=labels, sampler=name, steps=steps, seed=seed, run=f, kw=kw)
 
-# %% ../../nbs/lab/zoo.ipynb #7c11788c
+# %% ../../nbs/lab/zoo.ipynb #0ca6f2db
 @patch
 def stream(self:Generator,
     n=16, labels=None, w=None, sampler=None, steps=None, eta=None, seed=0, # as for sample
@@ -104,16 +106,24 @@ def stream(self:Generator,
     return self._run(self.plan(n, labels, w, sampler, steps, eta, seed), start)
 
 @patch
+def answering(self:Generator): # net(x, t, label)
+    "The network that answers while sampling: a frozen copy of `net` where that is faster, made anew if `net` has changed."
+    if self.plain: return self.net
+    now = id(self.net), [p._version for p in self.net.parameters()]
+    if self._frozen is None or self._frozen[0] != now: self._frozen = now, freeze(self.net)
+    return self._frozen[1]
+
+@patch
 def _run(self:Generator, p, start=0, index=slice(None)):
-    if self.device.type == 'cpu': keep_memory()
+    if self.device.type == 'cpu' and not self.plain: keep_memory()
     n = len(range(p['n'])[index])
     noise = Noise(p['seed'], n, start)
     x = noise(torch.empty(n, *self.space.shape, device=self.device))
     label = None if p['labels'] is None else p['labels'][index].to(self.device)
-    for t, x, x0_hat in p['run'](self.net, self.process, x, p['steps'], label=label, noise=noise, **p['kw']):
+    for t, x, x0_hat in p['run'](self.answering(), self.process, x, p['steps'], label=label, noise=noise, **p['kw']):
         yield t, self.space.decode(x), self.space.decode(x0_hat)
 
-# %% ../../nbs/lab/zoo.ipynb #f8c49047
+# %% ../../nbs/lab/zoo.ipynb #c694b653
 @patch
 def sample(self:Generator,
     n=16, # number of images
@@ -123,7 +133,7 @@ def sample(self:Generator,
     steps=None, # evaluations of the network an image, 1 to T
     eta=None, # noise of ddim, 0 (deterministic) to 1 (as DDPM)
     seed=0, # with the index of a sample, it decides the sample
-    batch_size=256, # drawn at a time; no influence on the result but rounding in the last digits
+    batch_size=256, # drawn at a time; no influence on the result but rounding
     progress=False # show a bar
 ) -> torch.Tensor: # float (n, 1, 28, 28) in [0, 1], on the CPU
     "Draw n images. ValueError, in one line, if the arguments make no sense."
@@ -137,7 +147,7 @@ def sample(self:Generator,
             out.append(images.cpu())
     return torch.cat(out)
 
-# %% ../../nbs/lab/zoo.ipynb #8dd9300b
+# %% ../../nbs/lab/zoo.ipynb #6b14d235
 def weights_of(
     model # a name, or the path of a .safetensors file
 ) -> Path:
@@ -150,7 +160,8 @@ def weights_of(
 
 def load(
     model, # a name such as 'ddpm', or the path of a .safetensors file that mnistgen train wrote
-    device='auto' # 'auto', 'cpu', 'cuda', …
+    device='auto', # 'auto', 'cpu', 'cuda', …
+    plain=False # float32, and none of the engine's tricks: slower, and exact to the last digits
 ) -> Generator:
     "A trained model, ready for sampling. Bundled weights need no network access."
     path = weights_of(model)
@@ -160,7 +171,7 @@ def load(
         net, process = UNet(**header['network']), DDPM(**header['process_config'])
         net.load_state_dict({k: v.float() for k, v in tensors.items()})
     except (KeyError, TypeError, RuntimeError) as e: raise ValueError(f'{path}: not the weights of a model of this version ({type(e).__name__}: {str(e).splitlines()[0]})') from None
-    return Generator(net, process, Pixels(), entry.sampling, entry.labels, header, device)
+    return Generator(net, process, Pixels(), entry.sampling, entry.labels, header, device, plain)
 
 def models() -> Table: # a row for each bundled model: name, parameters, epochs, losses, FD
     "What there is to load, and how good it is. FD is None until it has been measured."
@@ -171,14 +182,14 @@ def models() -> Table: # a row for each bundled model: name, parameters, epochs,
         rows.append({'name': name, 'parameters': h['parameters'], 'epochs': h['epochs'], 'train_loss': h['train_loss'], 'eval_loss': h['eval_loss'], 'FD': h.get('FD')})
     return Table(rows)
 
-# %% ../../nbs/lab/zoo.ipynb #a08d9a9a
+# %% ../../nbs/lab/zoo.ipynb #8527048d
 def preview(
     process, space, # of the model
     sampling, # of the model; drawn in 100 steps
-    n=16, seed=0
+    n=16, seed=0, plain=False
 ): # preview(net) -> images (n, 1, 28, 28) in [0, 1]
     "What a trainer draws at the stages of training: always from the same noise."
-    def draw(net): return Generator(net, process, space, sampling, device=next(net.parameters()).device).sample(n, steps=100, seed=seed)
+    def draw(net): return Generator(net, process, space, sampling, device=next(net.parameters()).device, plain=plain).sample(n, steps=100, seed=seed)
     return draw
 
 def train_model(
@@ -188,7 +199,7 @@ def train_model(
     seed=None,
     out=None, # folder; None: runs/NAME
     resume=False, # go on with the run in that folder
-    device='auto', compile=True,
+    device='auto', plain=False,
     limit=None # use only the first so many training images, for a trial
 ) -> dict: # the record of the run
     "Train a model by name, into a folder. Its weights can be given to `load`."
@@ -205,4 +216,4 @@ def train_model(
     process = DDPM(**recipe.process)
     batches = [Batches(x.to(device), batch_size=b, seed=recipe.seed, transform=space.encode) for x, b in ((pixels, recipe.batch_size), (test.pixels[:limit], min(250, limit or 250)))]
     header = dict(budget=', '.join([budget, *(f'but {k} {v}' for k, v in changes.items())]), network=net.config, process_config=process.config, data=dict(name='mnist', images=len(pixels), range=[-1, 1]))
-    return Trainer(name, net, process, *batches, recipe, out or Path('runs')/name, device, preview(process, space, model.sampling), header, compile).fit(resume)
+    return Trainer(name, net, process, *batches, recipe, out or Path('runs')/name, device, preview(process, space, model.sampling, plain=plain), header, plain).fit(resume)
