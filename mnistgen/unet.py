@@ -35,7 +35,7 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, t): return F.silu(self.lin2(F.silu(self.lin1(timestep_embedding(t, self.dim).to(self.lin1.weight.dtype)))))
 
-# %% ../nbs/00_unet.ipynb #0fedcad9
+# %% ../nbs/00_unet.ipynb #f67a682c
 class ResBlock(nn.Module):
     "GroupNorm, SiLU, 3×3 convolution, twice, around a shortcut (He et al., 2016); the time is added in between (Ho et al., 2020)."
     def __init__(self,
@@ -51,7 +51,7 @@ class ResBlock(nn.Module):
 
     def forward(self,
         x, # (B, cin, H, W)
-        emb=None, # (B, temb), if the block has a time
+        emb=None, # (B, temb) from TimeEmbedding, if the block has a time
         skip=None # more channels, to be glued to x: together they are cin
     ): # (B, cout, H, W)
         if skip is not None: x = torch.cat([x, skip], 1)
@@ -60,7 +60,7 @@ class ResBlock(nn.Module):
         h = self.conv2(F.silu(self.norm2(h)))
         return self.shortcut(x) + h
 
-# %% ../nbs/00_unet.ipynb #5a1a86a7
+# %% ../nbs/00_unet.ipynb #f6118861
 class Attention(nn.Module):
     "Multi-head attention over the positions of a feature map, around a shortcut; to itself, or to a context (Vaswani et al., 2017)."
     def __init__(self,
@@ -85,8 +85,8 @@ class Attention(nn.Module):
         h = self.norm(x).flatten(2).mT                                                  # (B, H·W, C)
         kv = h if context is None else context
         q, k, v = [f(a).unflatten(2, (self.heads, -1)).transpose(1, 2) for f, a in ((self.q, h), (self.k, kv), (self.v, kv))]   # (B, heads, ·, head_dim)
-        share = (q @ k.mT * q.shape[-1]**-.5).float().softmax(-1).to(v.dtype)           # (B, heads, H·W, ·): how much of each value
-        h = (share @ v).transpose(1, 2).flatten(2)
+        share = (q*q.shape[-1]**-.5 @ k.mT).softmax(-1, dtype=torch.promote_types(q.dtype, torch.float32))      # (B, heads, H·W, ·): how much of each value
+        h = (share.to(v.dtype) @ v).transpose(1, 2).flatten(2)
         return x + self.out(h).mT.reshape(B, C, H, W)
 
 # %% ../nbs/00_unet.ipynb #7ec6b9c7

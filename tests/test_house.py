@@ -72,6 +72,21 @@ def test_imports_have_cells_of_their_own(nb):
         if any(isinstance(n, imports) for n in ast.walk(code)) and not all(isinstance(n, imports) for n in code.body): mixed.append((i, source))
     assert mixed == []
 
+# ---- numbers of the README
+
+def test_readme_speed_is_what_the_benchmark_stored():
+    rows = json.loads((root/'results/benchmark-engine.json').read_text())['rows']
+    readme = (root/'README.md').read_text()
+    for work, r in rows.items():
+        if work.startswith('memory'): continue
+        against = ' | '.join(f"{r[c]['seconds']:.3g} s ({r[c]['seconds']/r['mnistgen']['seconds']:.1f}×)" for c in ('eager', 'best'))
+        assert f"| {work} | {r['mnistgen']['seconds']:.3g} s | {against} |" in readme
+
+def test_the_benchmark_runs(run):
+    "One short measurement, whose time is not looked at."
+    out = json.loads(run('benchmarks/engine.py', '--worker', 'train latent, batch 128', 'mnistgen', 1, PYTHONPATH=str(root)).stdout)
+    assert len(out['seconds']) == 1 and out['seconds'][0] > 0 and out['memory'] > 100
+
 # ---- importing is quick, quiet and light
 
 def test_import_adds_little_to_torch(run):

@@ -84,7 +84,7 @@ def train(
         print(f"{folder/name}.safetensors: {last['epoch']} epoch{'s'[:last['epoch'] != 1]}, train loss {last['train_loss']:.4f}, eval loss {last['eval_loss']:.4f}")
         print(f"{folder/name}-epoch-{last['epoch']:03d}.png: what it draws; more with: mnistgen sample {folder/name}.safetensors --out digits.png")
 
-# %% ../../nbs/lab/cli.ipynb #5a30bde3
+# %% ../../nbs/lab/cli.ipynb #4d43f215
 COMMANDS = {'list': list_models, 'sample': sample, 'train': train}
 
 def _parser(command):
@@ -105,17 +105,19 @@ def main(
     argv = sys.argv[1:] if argv is None else argv
     usage = 'usage: mnistgen ' + '|'.join(COMMANDS) + ' … (mnistgen COMMAND --help says more)'
     if argv and argv[0] in ('-h', '--help'): print(usage); return 0
+    def say(message):
+        if os.environ.get('RANK', '0') == '0': print(f'mnistgen: {message}', file=sys.stderr)   # of several processes, the first speaks
     try:
         if not argv: raise ValueError(usage)
         if argv[0] not in COMMANDS: raise ValueError(f"unknown command '{argv[0]}': choose {', '.join(COMMANDS)}")
         args = vars(_parser(argv[0]).parse_args(argv[1:]))
         COMMANDS[argv[0]](**{k: v for k, v in args.items() if k not in ('pdb', 'xtra')})
         return 0
-    except ValueError as e: print(f'mnistgen: {e}', file=sys.stderr); return 2
-    except (FloatingPointError, MemoryError) as e: print(f'mnistgen: {e}', file=sys.stderr); return 1
+    except ValueError as e: say(e); return 2
+    except (FloatingPointError, MemoryError) as e: say(e); return 1
     except KeyboardInterrupt: return 130
-    except BrokenPipeError: sys.stderr.close(); return 0
-    except OSError as e: print(f'mnistgen: {e.filename or ""} {e.strerror or e}'.replace(':  ', ': '), file=sys.stderr); return 1   # a full disk, say
+    except BrokenPipeError: sys.stderr.close(); return int(argv[0] == 'train')
+    except OSError as e: say(f'{e.filename or ""} {e.strerror or e}'.strip()); return 1     # a full disk, say
 
 # %% ../../nbs/lab/cli.ipynb #7769cdec
 #| eval: false

@@ -16,7 +16,7 @@ from torch import nn
 
 from ..unet import Attention, Downsample, Level, ResBlock, UNet, Upsample
 
-# %% ../../nbs/lab/engine.ipynb #095b19e8
+# %% ../../nbs/lab/engine.ipynb #e6c1fd02
 def pick_device(
     device='auto' # 'auto', or anything that torch.device takes
 ) -> torch.device:
@@ -34,7 +34,7 @@ def pick_device(
 @functools.cache
 def _cpu_flags():
     "What the processor can do, as Linux tells it."
-    try: return next((set(l.split(':')[1].split()) for l in Path('/proc/cpuinfo').read_text().splitlines() if l.startswith('flags')), set())
+    try: return next((set(l.split(':')[1].split()) for l in Path('/proc/cpuinfo').read_text().splitlines() if l.startswith(('flags', 'Features'))), set())
     except OSError: return set()
 
 def half_dtype(
@@ -46,14 +46,14 @@ def half_dtype(
     return None
 
 def keep_memory():
-    "Ask glibc (Linux) to keep freed memory for the next tensor instead of returning it to the system. Elsewhere, does nothing."
+    "Ask glibc (Linux) to keep freed memory for the next tensor instead of returning it to the system, from now on and in all of the process. Elsewhere, does nothing."
     if sys.platform != 'linux': return
     try: mallopt = ctypes.CDLL('libc.so.6').mallopt
     except (OSError, AttributeError): return
     M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
     mallopt(M_MMAP_MAX, 0); mallopt(M_TRIM_THRESHOLD, -1)          # -1: never
 
-# %% ../../nbs/lab/engine.ipynb #ba9a7da0
+# %% ../../nbs/lab/engine.ipynb #bc5ff3ff
 def device_info(
     device # a torch.device
 ) -> dict: # JSON-ready: type, name, threads
@@ -69,7 +69,7 @@ def device_info(
 def can_compile(
     device # a torch.device
 ) -> bool:
-    "Does `torch.compile` work here? The surest way to know is to try."
+    "Is `torch.compile` of use here (it is for CUDA alone), and does it work? The surest way to know is to try."
     if device.type != 'cuda': return False                          # on a CPU, what follows below is faster, and there at once
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)                                  # what is missing is for the caller to say, once
@@ -77,12 +77,15 @@ def can_compile(
     except Exception: return False                                  # whatever it is, there is the plain way
     finally: logging.disable(before)
 
-# %% ../../nbs/lab/engine.ipynb #b26e5330
+# %% ../../nbs/lab/engine.ipynb #28a2c54a
 SOURCE = r'''
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <vector>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
 typedef uint16_t bf16;                                     // the upper half of a float
 enum { V = 16 };                                           // channels at a time
 typedef float vf __attribute__((vector_size(4*V)));
@@ -93,21 +96,31 @@ typedef bf16 vh __attribute__((vector_size(2*V)));
 static inline vf load(const float *p) { vf v; memcpy(&v, p, sizeof v); return v; }
 static inline vf load(const bf16 *p) { vh h; memcpy(&h, p, sizeof h); return (vf)(__builtin_convertvector(h, vu) << 16); }
 static inline void store(float *p, vf v) { memcpy(p, &v, sizeof v); }
+#ifdef __AVX512BF16__
+static inline void store(bf16 *p, vf v) { auto h = _mm512_cvtneps_pbh((__m512)v); memcpy(p, &h, sizeof h); }
+#else
 static inline void store(bf16 *p, vf v) {                  // to the nearest, and to even
     vu u = (vu)v; vh h = __builtin_convertvector((u + 0x7FFF + (u >> 16 & 1)) >> 16, vh); memcpy(p, &h, sizeof h); }
+#endif
 
-static inline vf sigmoid(vf z) {                           // exp(-z) = 2^n 2^f, |f| <= 1/2: n goes to the exponent, 2^f is a polynomial
+#ifdef __AVX512F__
+static inline vf inverse(vf x, bf16) { return (vf)_mm512_rcp14_ps((__m512)x); }        // 14 bits, of which bf16 keeps 8
+#else
+static inline vf inverse(vf x, bf16) { return 1.f/x; }
+#endif
+static inline vf inverse(vf x, float) { return 1.f/x; }
+template<class T> static inline vf sigmoid(vf z) {         // exp(-z) = 2^n 2^f, |f| <= 1/2: n goes to the exponent, 2^f is a polynomial
     vf r = z*-1.44269504f; r = r < -126.f ? vf{} - 126.f : r; r = r > 126.f ? vf{} + 126.f : r;
     vf n = r + 12582912.f, f = r - (n - 12582912.f);       // adding 1.5*2^23 rounds to a whole number
     vf p = 1.f + f*(.693147181f + f*(.240226507f + f*(.0555041087f + f*(.00961812911f + f*(.00133335581f + f*.000154353139f)))));
-    return 1.f/(1.f + (vf)((vi)p + ((vi)n << 23)));
+    return inverse(1.f + (vf)((vi)p + ((vi)n << 23)), T());
 }
 
 // Channels that one thread takes at a time: all, or with few images as few as hold whole groups and whole vectors
 static long chunk(long B, long C, long D) { long K = D; while (K % V) K += D; return B < 8 && C % K == 0 ? K : C; }
 '''
 
-# %% ../../nbs/lab/engine.ipynb #dabe574b
+# %% ../../nbs/lab/engine.ipynb #e077e2fb
 SOURCE += r'''
 template<class T> static void forward(const T *x, const float *shift, long stride, const float *gamma, const float *beta,
                                       T *y, float *stats, long B, long P, long C, long G, float eps, bool silu) {
@@ -136,13 +149,13 @@ template<class T> static void forward(const T *x, const float *shift, long strid
         }
         for (long p = 0; p < P; p++) for (long c = 0; c < K; c += V) {
             vf z = load(in + p*C + c)*load(scale + c) + load(offset + c);
-            store(out + p*C + c, silu ? z*sigmoid(z) : z);
+            store(out + p*C + c, silu ? z*sigmoid<T>(z) : z);
         }
     }
 }
 '''
 
-# %% ../../nbs/lab/engine.ipynb #360c3134
+# %% ../../nbs/lab/engine.ipynb #b46e4abc
 SOURCE += r'''
 template<class T> static void backward(const T *dy, const T *x, const float *shift, const float *gamma, const float *beta, const float *stats, const T *extra,
                                        T *dx, T *dskip, long C1, float *dshift, float *dgamma, float *dbeta, long B, long P, long C, long G, bool silu) {
@@ -160,7 +173,7 @@ template<class T> static void backward(const T *dy, const T *x, const float *shi
             vf a[2] = {}, h[2] = {}, s[2] = {}, rc = load(r + c), oc = load(o + c), gc = load(ga + c), bc = load(be + c);
             auto add = [&](long p, int u) __attribute__((always_inline)) {
                 vf xh = load(in + p*C + c)*rc + oc, d = load(up + p*C + c);
-                if (silu) { vf z = xh*gc + bc, g = sigmoid(z); d *= g*(1.f + z*(1.f - g)); }
+                if (silu) { vf z = xh*gc + bc, g = sigmoid<T>(z); d *= g*(1.f + z*(1.f - g)); }
                 store(delta + p*K + c, d); a[u] += d; h[u] += d*xh; s[u] += xh; };
             const long end = p0 + 32 < P ? p0 + 32 : P;
             long p = p0;
@@ -199,7 +212,83 @@ extern "C" void norm_backward_{T}(const {T} *dy, const {T} *x, const float *shif
     backward(dy, x, shift, gamma, beta, stats, extra, dx, dskip, C1, dshift, dgamma, dbeta, B, P, C, G, silu); }}
 ''' for T in ('bf16', 'float'))
 
-# %% ../../nbs/lab/engine.ipynb #c683f85b
+# %% ../../nbs/lab/engine.ipynb #968d8ede
+SOURCE += r'''
+#ifdef __AMX_BF16__
+#include <sys/syscall.h>
+#include <unistd.h>
+extern "C" int amx_ready() { return syscall(SYS_arch_prctl, 0x1023, 18) == 0; }             // ask the system for the tile registers
+
+// out (32, 32) = 32 pixels from a on, times 32 columns of weights, summed over shifts and channels
+static inline void product(const bf16 *a, const long *shift, long taps, long C, const bf16 *w, float *out) {
+    _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
+    for (long t = 0; t < taps; t++) for (long c = 0; c < C; c += 32, w += 1024) {
+        const bf16 *p = a + shift[t]*C + c;
+        _tile_loadd(4, p, 2*C); _tile_loadd(6, w, 64); _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(7, w + 512, 64); _tile_dpbf16ps(1, 4, 7);
+        _tile_loadd(5, p + 16*C, 2*C); _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_stored(0, out, 128); _tile_stored(1, out + 16, 128); _tile_stored(2, out + 512, 128); _tile_stored(3, out + 528, 128);
+}
+#else
+extern "C" int amx_ready() { return 0; }
+#endif
+'''
+
+# %% ../../nbs/lab/engine.ipynb #2c7d88f3
+SOURCE += r'''
+#ifdef __AMX_BF16__
+// x (B, H, W, C), or half that size if it is to be doubled; w as _tiles makes it; out (B, H, W, Co), to be added to if `add`; k is 1 or 3
+extern "C" void conv_bf16(const bf16 *x, const bf16 *w, const float *bias, bf16 *out, int add, long B, long H, long W, long C, long Co, long k, int twice, long threads) {
+    const long pad = k/2, S = W + pad, taps = k*k;
+    long n = 1, R = H;                                     // a task is n images, or R rows of one
+    if (B < threads) { long parts = (threads + B - 1)/B; R = (H + parts - 1)/parts; }
+    else { long fair = (B + threads - 1)/threads; n = 1 + 256/((H + pad)*S); if (n > fair) n = fair; }
+    const long strips = (H + R - 1)/R, tasks = R < H ? B*strips : (B + n - 1)/n;
+    #pragma omp parallel
+    {
+        struct { uint8_t palette = 1, start = 0, none[14] = {}; uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64}; uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16}; } config;
+        _tile_loadconfig(&config);
+        alignas(64) float result[32*32];
+        static thread_local std::vector<bf16> kept; static thread_local std::vector<long> pixel;
+        #pragma omp for schedule(static)
+        for (long task = 0; task < tasks; task++) {
+            const long b0 = R < H ? task/strips : task*n, y0 = R < H ? task % strips*R : 0;
+            const long images = R < H || b0 + n <= B ? n : B - b0, rows = y0 + R < H ? R : H - y0;
+            const long Q = images*(rows + pad)*S, front = pad*(S + 1), size = (front + Q + S + 33)*C;
+            if ((long)kept.size() < size) kept.resize(size);
+            bf16 *strip = kept.data() + front*C;
+            auto fill = [&](bf16 *to, long b, long y) {    // a row of an image, or of zeros
+                if (y < 0 || y >= H) { memset(to, 0, S*C*2); return; }
+                if (twice) for (long i = 0; i < W; i++) memcpy(to + i*C, x + ((b*H/2 + y/2)*W/2 + i/2)*C, C*2);
+                else memcpy(to, x + (b*H + y)*W*C, W*C*2);
+                if (pad) memset(to + W*C, 0, C*2); };
+            memset(kept.data(), 0, front*C*2); memset(strip + Q*C, 0, (S + 33)*C*2);
+            if (pad && y0) fill(strip - S*C, b0, y0 - 1);
+            pixel.assign(Q + 32, -1);                      // where in the image this pixel of the strip is
+            for (long i = 0; i < images; i++) for (long y = 0; y < rows + pad; y++) {
+                const long q = (i*(rows + pad) + y)*S;
+                fill(strip + q*C, b0 + i, y < rows || R < H ? y0 + y : -1);
+                if (y < rows) for (long j = 0; j < W; j++) pixel[q + j] = ((b0 + i)*H + y0 + y)*W + j;
+            }
+            long shift[9];
+            for (long t = 0; t < taps; t++) shift[t] = (t/k - pad)*S + t % k - pad;
+            for (long co = 0; co < Co; co += 32) for (long q = 0; q < Q; q += 32) {
+                product(strip + q*C, shift, taps, C, w + co*taps*C, result);
+                for (long i = 0; i < 32; i++) if (pixel[q + i] >= 0) for (long c = 0; c < 32; c += V) {
+                    bf16 *o = out + pixel[q + i]*Co + co + c;
+                    vf v = load(result + i*32 + c) + load(bias + co + c);
+                    store(o, add ? v + load(o) : v);
+                }
+            }
+        }
+        _tile_release();
+    }
+}
+#endif
+'''
+
+# %% ../../nbs/lab/engine.ipynb #cd06ef68
 FLAGS = '-x c++ -std=c++17 -O3 -march=native -ffp-contract=fast -fno-math-errno -fopenmp -fPIC'.split()
 
 def _build(compiler, target):
@@ -218,16 +307,16 @@ def _kernels():
     if compiler is None: return None, 'no C++ compiler (g++) is installed'
     try:
         about = subprocess.run([compiler, '--version'], capture_output=True, text=True).stdout
-        key = hashlib.blake2b(repr((SOURCE, FLAGS, about, sorted(_cpu_flags()))).encode(), digest_size=8).hexdigest()
+        key = hashlib.blake2b(repr((SOURCE, FLAGS, about, platform.machine(), sorted(_cpu_flags()))).encode(), digest_size=8).hexdigest()
         folder = Path(os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cache')/'mnistgen'
         try: folder.mkdir(parents=True, exist_ok=True); tempfile.TemporaryFile(dir=folder).close()
         except OSError: folder = Path(tempfile.mkdtemp())           # no home to write to: for this process only
         path = folder/f'kernels-{key}.so'
         if not path.exists(): _build(compiler, path)
-        openmp = {l.split()[-1] for l in Path('/proc/self/maps').read_text().splitlines() if 'libgomp' in l}
-        for p in openmp: ctypes.CDLL(p, ctypes.RTLD_GLOBAL)
+        openmp = {l.split(maxsplit=5)[-1] for l in Path('/proc/self/maps').read_text().splitlines() if 'libgomp' in l}
+        for p in sorted(openmp, key=lambda p: '/torch' not in p)[:1]: ctypes.CDLL(p, ctypes.RTLD_GLOBAL)      # of several, PyTorch's
         lib = ctypes.CDLL(str(path))
-    except (OSError, subprocess.CalledProcessError) as e:
+    except (OSError, RuntimeError, subprocess.CalledProcessError) as e:
         detail = getattr(e, 'stderr', b'') or str(e).encode()
         return None, f'{compiler} cannot compile the fast kernels ({detail.decode(errors="replace").strip().splitlines()[0]})'
     P, L, R, I = ctypes.c_void_p, ctypes.c_long, ctypes.c_float, ctypes.c_int
@@ -235,6 +324,8 @@ def _kernels():
         getattr(lib, f'norm_forward_{T}').argtypes = [P, P, L, P, P, P, P, L, L, L, L, R, I]
         getattr(lib, f'norm_backward_{T}').argtypes = [P]*9 + [L] + [P]*3 + [L]*4 + [I]
         for f in (f'norm_forward_{T}', f'norm_backward_{T}'): getattr(lib, f).restype = None
+    lib.has_matrix = bool(lib.amx_ready())
+    if lib.has_matrix: lib.conv_bf16.argtypes, lib.conv_bf16.restype = [P]*4 + [I] + [L]*6 + [I, L], None
     return lib, ''
 
 def kernels(): # a ctypes library, or None
@@ -245,7 +336,7 @@ def why_plain() -> str:
     "Why the kernels are not to be had here; empty if they are."
     return _kernels()[1]
 
-# %% ../../nbs/lab/engine.ipynb #ad4ffe7a
+# %% ../../nbs/lab/engine.ipynb #f13bd3ed
 _NAME = {torch.bfloat16: 'bf16', torch.float32: 'float'}
 _CL = torch.channels_last
 def _at(tensor): return None if tensor is None else tensor.data_ptr()
@@ -259,6 +350,7 @@ def norm_forward(
 ): # like x
     "Group normalisation and SiLU in one pass."
     B, C, H, W = x.shape
+    if C != norm.num_channels: raise ValueError(f'{C} channels for a normalisation of {norm.num_channels}')
     y = torch.empty_like(x)
     stride = 0 if shift is None or len(shift) == 1 else shift.stride(0)
     getattr(kernels(), 'norm_forward_' + _NAME[x.dtype])(x.data_ptr(), _at(shift), stride, norm.weight.data_ptr(), norm.bias.data_ptr(), y.data_ptr(), _at(stats), B, H*W, C, norm.num_groups, norm.eps, silu)
@@ -271,10 +363,10 @@ def norm_backward(
 ): # gradients of x (one or two), shift, weight, bias
     "The gradient of `norm_forward`."
     B, C, H, W = x.shape
-    C1 = C1 or C
+    C1, dy = C1 or C, dy.contiguous(memory_format=_CL)
     dx, dskip = [torch.empty((B, c, H, W), dtype=x.dtype, memory_format=_CL) if c else None for c in (C1, C - C1)]
-    ds = None if shift is None else torch.empty(B, C)
-    dw, db = torch.empty(2, B, C)
+    ds = None if shift is None else x.new_empty(B, C, dtype=torch.float32)
+    dw, db = x.new_empty(2, B, C, dtype=torch.float32)
     getattr(kernels(), 'norm_backward_' + _NAME[x.dtype])(dy.data_ptr(), x.data_ptr(), _at(shift), norm.weight.data_ptr(), norm.bias.data_ptr(), stats.data_ptr(), _at(extra),
                                                           dx.data_ptr(), _at(dskip), C1, _at(ds), dw.data_ptr(), db.data_ptr(), B, H*W, C, norm.num_groups, silu)
     return dx, dskip, ds, dw.sum(0), db.sum(0)
@@ -298,7 +390,7 @@ def _packed_conv(x, w, bias, padding=1, stride=1, add=None):
     if add is None: return torch.ops.mkldnn._convolution_pointwise.default(x, w, bias, p, s, (1, 1), 1, 'none', (), '')
     return torch.ops.mkldnn._convolution_pointwise_.binary(add, x, w, bias, p, s, (1, 1), 1, 'add', None, None, (), None)
 
-# %% ../../nbs/lab/engine.ipynb #45ba14a5
+# %% ../../nbs/lab/engine.ipynb #2563c67a
 def _weight_gradient(dy, x):
     "Gradients of weight and bias of a 3×3 convolution (stride 1, padding 1) as a matrix product."
     B, C, H, W = x.shape
@@ -325,7 +417,7 @@ class _Block(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, skip, shift, block, *_):                     # the rest are the block's parameters, so that they get gradients
         whole = x if skip is None else torch.cat([x, skip], 1)
-        stats = [torch.empty(len(x), n.num_groups, 2) for n in (block.norm1, block.norm2)]
+        stats = [x.new_empty(len(x), n.num_groups, 2, dtype=torch.float32) for n in (block.norm1, block.norm2)]
         convs = [block.conv1, block.conv2] + [block.shortcut]*isinstance(block.shortcut, nn.Conv2d)
         weights = [c.weight.to(x.dtype, memory_format=_CL) for c in convs]
         conv = lambda i, a: F.conv2d(a, weights[i], convs[i].bias.to(x.dtype), padding=weights[i].shape[-1]//2)
@@ -349,12 +441,12 @@ class _Block(torch.autograd.Function):
         dx, dskip, _, *norm1 = norm_backward(dy1, whole, block.norm1, None, True, stats1, extra.contiguous(memory_format=_CL), ctx.C1)
         return dx, dskip, dshift, None, *norm1, *conv1, *norm2, *conv2, *shortcut
 
-# %% ../../nbs/lab/engine.ipynb #568c311d
+# %% ../../nbs/lab/engine.ipynb #43a12ac9
 class _Norm(torch.autograd.Function):
     "Group normalisation alone."
     @staticmethod
     def forward(ctx, x, norm, *_):
-        stats = torch.empty(len(x), norm.num_groups, 2)
+        stats = x.new_empty(len(x), norm.num_groups, 2, dtype=torch.float32)
         ctx.save_for_backward(x, stats); ctx.norm = norm
         return norm_forward(x, norm, None, False, stats)
 
@@ -367,20 +459,20 @@ class _Norm(torch.autograd.Function):
 
 def _fits(x, *norms):
     "Can the kernels work on this?"
-    return x.device.type == 'cpu' and x.dtype in _NAME and x.ndim == 4 and all(n.num_channels % 16 == 0 and n.weight is not None and n.weight.dtype == torch.float32 for n in norms)
+    return x.device.type == 'cpu' and x.dtype in _NAME and x.ndim == 4 and len(x) > 0 and x.shape[1] % 16 == 0 and all(n.num_channels % 16 == 0 and n.weight is not None and n.weight.dtype == torch.float32 for n in norms)
 
 class FastResBlock(ResBlock):
     "A `ResBlock` in one piece; whatever the kernels cannot do, it does as a `ResBlock`."
     def forward(self, x, emb=None, skip=None):
-        if not _fits(x, self.norm1, self.norm2): return super().forward(x, emb, skip)
+        if not _fits(x, self.norm1, self.norm2) or x.shape[1] + (0 if skip is None else skip.shape[1]) != self.norm1.num_channels: return super().forward(x, emb, skip)
         x, skip = [None if a is None else a.to(x.dtype).contiguous(memory_format=_CL) for a in (x, skip)]
-        shift = None if self.time is None else self.time(emb).float().contiguous()
+        shift = None if self.time is None else self.time(emb).float().expand(len(x), -1).contiguous()
         parameters = [p for m in (self.norm1, self.conv1, self.norm2, self.conv2, self.shortcut) for p in m.parameters()]
         return _Block.apply(x, skip, shift, self, *parameters)
 
 class FastNorm(nn.GroupNorm):
     "A `GroupNorm` in one pass."
-    def forward(self, x): return _Norm.apply(x.contiguous(memory_format=_CL), self, self.weight, self.bias) if _fits(x, self) else super().forward(x)
+    def forward(self, x): return _Norm.apply(x.contiguous(memory_format=_CL), self, self.weight, self.bias) if _fits(x, self) and x.shape[1] == self.num_channels else super().forward(x)
 
 def quicken(
     net # a network made of this library's parts, on the CPU; changed in place
@@ -392,8 +484,27 @@ def quicken(
     net.to(memory_format=_CL)
     return True
 
-# %% ../../nbs/lab/engine.ipynb #e5c2a917
+# %% ../../nbs/lab/engine.ipynb #a4b90af4
+def _tiles(w):
+    "Weights (Co, C, k, k) in the order in which `conv_bf16` reads them: by 32 outputs, shift, 32 inputs, 16 outputs, and then pairs of inputs together."
+    Co, C, k, _ = w.shape
+    return w.reshape(Co//32, 2, 16, C//32, 16, 2, k*k).permute(0, 6, 3, 1, 4, 2, 5).to(torch.bfloat16).contiguous()
+
+class _TileConv:
+    "A 3×3 or 1×1 convolution on matrix instructions; channels in and out are multiples of 32."
+    def __init__(self, conv):
+        self.w, self.bias, self.C, self.k, self.factor = _tiles(conv.weight.detach()), conv.bias.detach().float(), conv.out_channels, conv.kernel_size[0], 1 + isinstance(conv, Upsample)
+        self.run, self.at = kernels().conv_bf16, [self.w.data_ptr(), self.bias.data_ptr()]
+
+    def __call__(self, x, add=None):
+        B, C, H, W = x.shape
+        H, W = self.factor*H, self.factor*W
+        out = torch.empty((B, self.C, H, W), dtype=x.dtype, memory_format=_CL) if add is None else add
+        self.run(x.data_ptr(), *self.at, out.data_ptr(), add is not None, B, H, W, C, self.C, self.k, self.factor == 2, torch.get_num_threads())
+        return out
+
 class _FrozenConv:
+    "A convolution by oneDNN, with its weights laid out beforehand."
     def __init__(self, conv, dtype):
         self.weight, self.dtype, self.stride, self.padding = conv.weight.detach(), dtype, conv.stride[0], conv.padding[0]
         self.w, self.bias = self.weight.to(dtype, memory_format=_CL), conv.bias.detach().to(dtype)
@@ -411,7 +522,14 @@ class _FrozenConv:
             w = self.packed[len(x)] = _pack(self.w, x, self.stride)
         return _packed_conv(x, w, self.bias, self.padding, self.stride, add)
 
-# %% ../../nbs/lab/engine.ipynb #0cb4841d
+def _frozen_conv(conv, dtype):
+    "The fastest way to this convolution: of our own for few images, of the library for many."
+    many = _FrozenConv(conv, dtype)
+    if not (kernels().has_matrix and dtype == torch.bfloat16 and conv.stride == (1, 1) and conv.in_channels % 32 == conv.out_channels % 32 == 0): return many
+    few = _TileConv(conv)
+    return lambda x, add=None: (few if len(x) <= 16 else many)(x, add)
+
+# %% ../../nbs/lab/engine.ipynb #79219f9d
 class _FrozenNorm:
     "`norm_forward`, with everything looked up beforehand."
     def __init__(self, norm, dtype):
@@ -427,8 +545,8 @@ class _FrozenBlock:
     "Its `emb` is a row of numbers to add for all blocks of the network, of which it takes its `part`."
     def __init__(self, block, dtype, part):
         self.norm1, self.norm2 = _FrozenNorm(block.norm1, dtype), _FrozenNorm(block.norm2, dtype)
-        self.conv1, self.conv2 = _FrozenConv(block.conv1, dtype), _FrozenConv(block.conv2, dtype)
-        self.shortcut, self.part = _FrozenConv(block.shortcut, dtype) if isinstance(block.shortcut, nn.Conv2d) else torch.clone, part
+        self.conv1, self.conv2 = _frozen_conv(block.conv1, dtype), _frozen_conv(block.conv2, dtype)
+        self.shortcut, self.part = _frozen_conv(block.shortcut, dtype) if isinstance(block.shortcut, nn.Conv2d) else torch.clone, part
 
     def __call__(self, x, emb=None, skip=None):
         if skip is not None: x = torch.cat([x, skip], 1)
@@ -436,29 +554,30 @@ class _FrozenBlock:
         return self.conv2(self.norm2(h, None if self.part is None else emb[:, self.part], True), self.shortcut(x))
 
 class _FrozenAttention:
-    "In float32, which for matrices as small as these is the faster."
+    "Writes its answer over its input, which in a UNet nobody else looks at."
     def __init__(self, att, dtype):
-        self.norm, self.heads = _FrozenNorm(att.norm, dtype), att.heads
-        def joined(*maps): return [torch.cat([getattr(m, k).detach() for m in maps]) for k in ('weight', 'bias')]
-        self.q, self.kv, self.out = joined(att.q), joined(att.k, att.v), joined(att.out)
-        self.qkv = joined(att.q, att.k, att.v) if att.k.in_features == att.q.in_features else None
+        def joined(*maps):                                           # linear maps, as one 1×1 convolution
+            conv = nn.utils.skip_init(nn.Conv2d, maps[0].in_features, sum(m.out_features for m in maps), 1).requires_grad_(False)
+            conv.weight.copy_(torch.cat([m.weight for m in maps])[:, :, None, None]); conv.bias.copy_(torch.cat([m.bias for m in maps]))
+            return _frozen_conv(conv, dtype)
+        self.norm, self.heads, self.kv, self.out = _FrozenNorm(att.norm, dtype), att.heads, (att.k, att.v), joined(att.out)
+        self.q = joined(att.q, att.k, att.v) if att.k.in_features == att.q.in_features else joined(att.q)
 
     def __call__(self, x, context=None):
         B, C, H, W = x.shape
-        h = self.norm(x).permute(0, 2, 3, 1).reshape(B, H*W, C).float()
-        if context is None: parts = F.linear(h, *self.qkv).view(B, H*W, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        else: parts = [F.linear(h, *self.q).unflatten(2, (self.heads, -1)).transpose(1, 2), *F.linear(context.float(), *self.kv).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)]
-        h = F.scaled_dot_product_attention(*parts).transpose(1, 2).reshape(B*H*W, C)
-        return x + F.linear(h, *self.out).to(x.dtype).view(B, H, W, C).permute(0, 3, 1, 2)
+        h = self.q(self.norm(x)).permute(0, 2, 3, 1).reshape(B, H*W, -1, self.heads, C//self.heads).float()      # the little that follows is done faster in float32
+        parts = [h[:, :, 0], *(m(context.float()).unflatten(2, (self.heads, -1)) for m in self.kv)] if context is not None else h.unbind(2)
+        h = F.scaled_dot_product_attention(*[p.transpose(1, 2) for p in parts]).transpose(1, 2).reshape(B, H, W, C)
+        return self.out(h.to(x.dtype).permute(0, 3, 1, 2), x)
 
 class _FrozenLevel:
     block = Level.block
     def __init__(self, level, dtype, parts):
         self.res = [_FrozenBlock(r, dtype, next(parts)) for r in level.res]
         self.attn, self.cross = [None if m is None else [_FrozenAttention(a, dtype) for a in m] for m in (level.attn, level.cross)]
-        self.resample = None if level.resample is None else _FrozenConv(level.resample, dtype)
+        self.resample = None if level.resample is None else _frozen_conv(level.resample, dtype)
 
-# %% ../../nbs/lab/engine.ipynb #5532f5cd
+# %% ../../nbs/lab/engine.ipynb #6102d9b4
 class Frozen:
     "A `UNet` that only answers: called like it, equal to it up to the rounding of its `dtype`, several times as fast on a CPU. Later changes of the network's weights do not reach it."
     forward, check = UNet.forward, UNet.check
@@ -477,14 +596,16 @@ class Frozen:
         self.conv_in, self.conv_out, self.norm_out = _FrozenConv(net.conv_in, dtype), _FrozenConv(net.conv_out, dtype), _FrozenNorm(net.norm_out, dtype)
         self.down, self.mid, self.up = [_FrozenLevel(l, dtype, parts) for l in net.down], _FrozenLevel(net.mid, dtype, parts), [_FrozenLevel(l, dtype, parts) for l in net.up]
 
-    def time(self, t): return F.linear(self.embed(t), *self.project) if t.is_floating_point() else self.table[t]
+    def time(self, t):
+        known = t.dtype == torch.int64 and len(t) and 0 <= t.min() and t.max() < len(self.table)
+        return self.table[t] if known else F.linear(self.embed(t), *self.project)
 
     @torch.no_grad()
-    def __call__(self, x, t, label=None, context=None): return self.forward(x, t, label, context).float()
+    def __call__(self, x, t, label=None, context=None): return self.forward(x, t, label, context).float() if len(x) else x.clone()
 
 def freeze(
     net # a UNet
 ): # a Frozen copy; or the network itself, where it is not on the CPU or there are no kernels
     "The fastest thing there is that answers like `net`, for sampling."
-    if next(net.parameters()).device.type != 'cpu' or kernels() is None or any(m.num_channels % 16 for m in net.modules() if isinstance(m, nn.GroupNorm)): return net
+    if type(net) is not UNet or next(net.parameters()).device.type != 'cpu' or kernels() is None or any(m.num_channels % 16 for m in net.modules() if isinstance(m, nn.GroupNorm)): return net
     return Frozen(net)

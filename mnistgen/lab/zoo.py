@@ -6,7 +6,7 @@
 __all__ = ['MODELS', 'SAMPLERS', 'WEIGHTS', 'Model', 'find_model', 'check_labels', 'Generator', 'weights_of', 'load', 'models',
            'preview', 'train_model']
 
-# %% ../../nbs/lab/zoo.ipynb #7acac539
+# %% ../../nbs/lab/zoo.ipynb #72a772bf
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from fastcore.basics import patch
 
 from .data import Batches, Pixels, load_images, whole
 from .plotting import Table
-from .engine import freeze, keep_memory, kernels, pick_device, why_plain
+from .engine import freeze, keep_memory, pick_device
 from .training import Recipe, Trainer, load_checkpoint, read_header
 from ..unet import UNet
 from ..ddpm import DDPM, Noise, sample_ddpm
@@ -63,7 +63,7 @@ def check_labels(
     if len(labels) and (labels.min() < 0 or labels.max() > 9): raise ValueError(f'labels {labels.tolist()[:10]}: choose digits from 0 to 9')
     return labels.long()
 
-# %% ../../nbs/lab/zoo.ipynb #31350a24
+# %% ../../nbs/lab/zoo.ipynb #cfc26501
 class Generator:
     "A trained model, ready for sampling: a network, a process, a space, and how it likes to be sampled."
     def __init__(self,
@@ -77,6 +77,7 @@ class Generator:
         self.device, self.plain, self._frozen = pick_device(device), plain, None
         self.net, self.process, self.space, self.sampling, self.labels, self.header = net.to(self.device).eval(), process, space, sampling, labels, header or {}
 
+    def __getstate__(self): return self.__dict__ | {'_frozen': None}         # a copy freezes its own
     def __repr__(self): return f"Generator('{self.header.get('model', '?')}', {sum(p.numel() for p in self.net.parameters()):,} parameters, {self.header.get('epochs', '?')} epochs, on {self.device})"
 
 # %% ../../nbs/lab/zoo.ipynb #aa0fe7eb
@@ -96,7 +97,7 @@ def plan(self:Generator, n=16, labels=None, w=None, sampler=None, steps=None, et
     steps = whole('steps', steps, 1, self.process.T)
     return dict(n=n, labels=labels, sampler=name, steps=steps, seed=seed, run=f, kw=kw)
 
-# %% ../../nbs/lab/zoo.ipynb #0ca6f2db
+# %% ../../nbs/lab/zoo.ipynb #3e5036c9
 @patch
 def stream(self:Generator,
     n=16, labels=None, w=None, sampler=None, steps=None, eta=None, seed=0, # as for sample
@@ -109,7 +110,7 @@ def stream(self:Generator,
 def answering(self:Generator): # net(x, t, label)
     "The network that answers while sampling: a frozen copy of `net` where that is faster, made anew if `net` has changed."
     if self.plain: return self.net
-    now = id(self.net), [p._version for p in self.net.parameters()]
+    now = id(self.net), torch.stack(torch._foreach_norm([p.detach() for p in self.net.parameters()])).tolist()
     if self._frozen is None or self._frozen[0] != now: self._frozen = now, freeze(self.net)
     return self._frozen[1]
 
