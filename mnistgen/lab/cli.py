@@ -119,6 +119,10 @@ def main(
     except BrokenPipeError: sys.stderr.close(); return int(argv[0] == 'train')
     except OSError as e: say(f'{e.filename or ""} {e.strerror or e}'.strip()); return 1     # a full disk, say
 
-# %% ../../nbs/lab/cli.ipynb #7769cdec
+# %% ../../nbs/lab/cli.ipynb #b992acbb
 #| eval: false
-if __name__ == '__main__': sys.exit(main())
+if __name__ == '__main__':
+    code = main()
+    if int(os.environ.get('WORLD_SIZE', 1)) > 1:                    # threads of the process group can abort Python's own way out
+        sys.stdout.flush(); sys.stderr.flush(); os._exit(code)
+    sys.exit(code)

@@ -230,7 +230,7 @@ def sum_over(self:Trainer, *numbers) -> list:
     if not self.accelerator: return list(numbers)
     return self.accelerator.reduce(torch.tensor(numbers, dtype=torch.float64, device=self.device), 'sum').tolist()
 
-# %% ../../nbs/lab/training.ipynb #2fae24e0
+# %% ../../nbs/lab/training.ipynb #ee919685
 @patch
 def train_step(self:Trainer, 
     batch # this process's part of it
@@ -243,7 +243,7 @@ def train_step(self:Trainer,
     share = len(batch[0])/B
     value, = self.sum_over(loss.item()*share)
     if not math.isfinite(value):
-        raise FloatingPointError(f'the loss became {value} at step {self.step} of {self.total} (epoch {self.step//len(self.train) + 1}): the last saved state in {self.out} is kept; a lower learning rate or clip_grad may help')
+        raise FloatingPointError(f'the loss became {value} at step {self.step} of {self.total} (epoch {self.step//len(self.train) + 1}): what was saved before in {self.out} is kept; a lower learning rate or clip_grad may help')
     self.scaler.scale(loss*(share*self.world)).backward()            # gradients are averaged over the processes, whose parts may differ by one item
     if self.recipe.clip_grad:
         self.scaler.unscale_(self.optimizer)
@@ -265,7 +265,7 @@ def evaluate(self:Trainer) -> float:
     total, n = self.sum_over(sum(l.item() for l in losses), len(losses))
     return total/n
 
-# %% ../../nbs/lab/training.ipynb #ef7fd699
+# %% ../../nbs/lab/training.ipynb #f76bf3eb
 @patch
 def state_tensors(self:Trainer) -> dict:
     "All tensors of the run's state."
@@ -284,7 +284,7 @@ def save(self:Trainer):
 def _write(self:Trainer):
     state = self.state_tensors()
     if broken := [k for k, v in state.items() if not v.isfinite().all()]:
-        raise FloatingPointError(f'{len(broken)} tensors such as {broken[0]} have become infinite or not a number by step {self.step}: the last saved state in {self.out} is kept; a lower learning rate or clip_grad may help')
+        raise FloatingPointError(f'{len(broken)} tensors such as {broken[0]} have become infinite or not a number by step {self.step}: what was saved before in {self.out} is kept; a lower learning rate or clip_grad may help')
     save_checkpoint(self.out/'state.safetensors', state, {**self.record, 'step': self.step, 'loss_sum': self.loss_sum, 'epoch_seconds': self.epoch_seconds, 'scaler': self.scaler.state_dict()})
     if not self.record['history']: return
     last = self.record['history'][-1]
@@ -345,7 +345,7 @@ def hold_interrupts():
     finally:
         for s, handler in old.items(): signal.signal(s, handler)
 
-# %% ../../nbs/lab/training.ipynb #8673361e
+# %% ../../nbs/lab/training.ipynb #6f386eb8
 @patch
 def fit(self:Trainer,
     resume=False, # go on from the state in the folder, if there is one
@@ -353,11 +353,20 @@ def fit(self:Trainer,
 ) -> dict: # the record: recipe, device, versions, history of losses
     "Train. A run that is stopped with Ctrl-C is saved first."
     try:
-        if self.on_first(lambda: self.prepare_folder(resume)): self.restore()
+        if self.on_first(lambda: self.prepare_folder(resume)):
+            self.restore()
+            if not self.on_first(self._written): self.save()         # the end may have come between the state and what is made of it
         with hold_interrupts() as pressed: self._epochs(pressed, save_every)
     finally:
         if getattr(self, 'lock', None) is not None: os.close(self.lock); self.lock = None
     return self.record
+
+@patch
+def _written(self:Trainer):
+    "Are the weights and the record in the folder those of the state?"
+    if not (history := self.record['history']): return True
+    try: return read_header(self.out/f'{self.name}.safetensors')['epochs'] == len(history) and json.loads((self.out/f'{self.name}.json').read_text())['history'] == history
+    except (ValueError, KeyError, OSError): return False
 
 @patch
 def _epochs(self:Trainer, pressed, save_every):
