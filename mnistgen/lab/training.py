@@ -107,7 +107,7 @@ def write_atomically(
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
 
-# %% ../../nbs/lab/training.ipynb #f127ad0b
+# %% ../../nbs/lab/training.ipynb #34ce4ab2
 def checksum(
     tensors # {name: tensor}
 ) -> str:
@@ -118,7 +118,7 @@ def checksum(
         h.update(v.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return h.hexdigest()
 
-def _seal(header): return hashlib.blake2b(json.dumps({k: v for k, v in header.items() if k != 'seal'}, sort_keys=True).encode(), digest_size=16).hexdigest()
+def _seal(text): return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 def save_checkpoint(
     path, 
@@ -129,8 +129,8 @@ def save_checkpoint(
     from safetensors import SafetensorError
     from safetensors.torch import save_file
     tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    header = json.loads(json.dumps({**header, 'format': FORMAT, 'checksum': checksum(tensors)}))
-    try: write_atomically(path, lambda tmp: save_file(tensors, tmp, {'mnistgen': json.dumps({**header, 'seal': _seal(header)})}))
+    text = json.dumps({**header, 'format': FORMAT, 'checksum': checksum(tensors)})
+    try: write_atomically(path, lambda tmp: save_file(tensors, tmp, {'mnistgen': text, 'seal': _seal(text)}))
     except SafetensorError as e: raise OSError(f'{path}: cannot be written ({e})') from None       # a full disk, as the library calls it
 
 def read_header(path) -> dict:
@@ -145,7 +145,7 @@ def read_header(path) -> dict:
     except json.JSONDecodeError: raise ValueError(f'{path}: damaged header') from None
     if not isinstance(header, dict): raise ValueError(f'{path}: damaged header')
     if header.get('format') not in (1, FORMAT): raise ValueError(f'{path}: of format {header.get("format")}, this version of mnistgen reads {FORMAT}: upgrade mnistgen')
-    if header.get('seal') != (_seal(header) if header['format'] > 1 else None): raise ValueError(f'{path}: damaged header (its seal differs)')
+    if meta.get('seal') != (_seal(meta['mnistgen']) if header['format'] > 1 else None): raise ValueError(f'{path}: damaged header (its seal differs)')
     return header
 
 def load_checkpoint(path) -> tuple: # ({name: tensor}, header)
