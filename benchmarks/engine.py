@@ -143,6 +143,8 @@ def ladder(repeats):
     add('normalisation in one pass', norms_only(new().to(memory_format=torch.channels_last)), 'bf16')
     fast = new(); assert quicken(fast)
     add('residual block in one piece', fast, 'bf16')
+    in_float = new(); quicken(in_float)
+    add('the same, in float32', in_float, 'fp32')
     after = parts(step(fast, 'bf16'))
     net, answers = new().requires_grad_(False), []
     for name, f in (('plain, float32', lambda: net(ten, t)), ('frozen, float32', lambda f=Frozen(net, torch.float32): f(ten, t)), ('frozen, bfloat16', lambda f=Frozen(net, torch.bfloat16): f(ten, t))): answers.append((name, time_of(f, 5*repeats)))

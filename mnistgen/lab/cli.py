@@ -61,7 +61,9 @@ def sample(
     write_atomically(path, write)
     print(f"{path}: {n} image{'s'[:n != 1]} of {model}, {plan['sampler']} with {plan['steps']} steps, seed {seed}")
 
-# %% ../../nbs/lab/cli.ipynb #44592fb3
+# %% ../../nbs/lab/cli.ipynb #b777633e
+def _speaks(): return os.environ.get('RANK', '0') == '0'             # of several processes that a launcher started, the first
+
 def train(
     model:str, # name of a model, or all
     budget:str='quick', # quick (minutes on a laptop) or report (the report's own table; a GPU helps)
@@ -79,12 +81,12 @@ def train(
     for name in MODELS if model == 'all' else [find_model(model).name]:
         folder = Path(out)/name if out and model == 'all' else Path(out) if out else Path('runs')/name
         record = train_model(name, budget, epochs, batch_size, seed, folder, resume, device, plain, limit)
-        if os.environ.get('RANK', '0') != '0': continue              # of several processes, the first speaks
+        if not _speaks(): continue
         last = record['history'][-1]
         print(f"{folder/name}.safetensors: {last['epoch']} epoch{'s'[:last['epoch'] != 1]}, train loss {last['train_loss']:.4f}, eval loss {last['eval_loss']:.4f}")
         print(f"{folder/name}-epoch-{last['epoch']:03d}.png: what it draws; more with: mnistgen sample {folder/name}.safetensors --out digits.png")
 
-# %% ../../nbs/lab/cli.ipynb #4d43f215
+# %% ../../nbs/lab/cli.ipynb #833b9798
 COMMANDS = {'list': list_models, 'sample': sample, 'train': train}
 
 def _parser(command):
@@ -106,7 +108,7 @@ def main(
     usage = 'usage: mnistgen ' + '|'.join(COMMANDS) + ' … (mnistgen COMMAND --help says more)'
     if argv and argv[0] in ('-h', '--help'): print(usage); return 0
     def say(message):
-        if os.environ.get('RANK', '0') == '0': print(f'mnistgen: {message}', file=sys.stderr)   # of several processes, the first speaks
+        if _speaks(): print(f'mnistgen: {message}', file=sys.stderr)
     try:
         if not argv: raise ValueError(usage)
         if argv[0] not in COMMANDS: raise ValueError(f"unknown command '{argv[0]}': choose {', '.join(COMMANDS)}")

@@ -173,7 +173,7 @@ def whole(
         raise ValueError(f'{name} {value}: choose an integer ' + (f'of at least {least}' if most is None else f'from {least} to {most}'))
     return number
 
-# %% ../../nbs/lab/data.ipynb #1fa82186
+# %% ../../nbs/lab/data.ipynb #1735aa2c
 @dataclass
 class Part:
     "The generator of a batch of `total` items, for a process that holds those from number `start` on."
@@ -189,8 +189,8 @@ def draw(
 ) -> torch.Tensor:
     "Random numbers for the items of a batch. All randomness of a loss goes through here, so that it does not depend on the number of processes."
     if not isinstance(generator, Part): return random(shape, generator=generator, device=device)
-    whole = random((generator.total, *shape[1:]), generator=generator.generator, device=device)
-    return whole[generator.start:generator.start + shape[0]]
+    drawn = random((generator.total, *shape[1:]), generator=generator.generator, device=device)
+    return drawn[generator.start:generator.start + shape[0]]
 
 # %% ../../nbs/lab/data.ipynb #a47b5dfe
 class Batches:

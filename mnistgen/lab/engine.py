@@ -6,7 +6,7 @@
 __all__ = ['SOURCE', 'FLAGS', 'pick_device', 'half_dtype', 'keep_memory', 'device_info', 'can_compile', 'kernels', 'why_plain',
            'norm_forward', 'norm_backward', 'FastResBlock', 'FastNorm', 'quicken', 'Frozen', 'freeze']
 
-# %% ../../nbs/lab/engine.ipynb #399b671c
+# %% ../../nbs/lab/engine.ipynb #693fd1e0
 import copy, ctypes, functools, hashlib, logging, os, platform, shutil, subprocess, sys, tempfile
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..unet import Attention, Downsample, Level, ResBlock, UNet, Upsample
+from ..unet import Level, ResBlock, UNet, Upsample
 
 # %% ../../nbs/lab/engine.ipynb #e6c1fd02
 def pick_device(
@@ -155,7 +155,27 @@ template<class T> static void forward(const T *x, const float *shift, long strid
 }
 '''
 
-# %% ../../nbs/lab/engine.ipynb #b46e4abc
+# %% ../../nbs/lab/engine.ipynb #a40d853d
+SOURCE += r'''
+template<class T> static void sums(const T *in, const T *up, const float *r, const float *o, const float *ga, const float *be,
+                                   float *delta, float *A, float *H, float *X, long P, long C, long K, bool silu) {
+    memset(A, 0, K*sizeof *A); memset(H, 0, K*sizeof *H); memset(X, 0, K*sizeof *X);
+    for (long p0 = 0; p0 < P; p0 += 32) for (long c = 0; c < K; c += V) {
+        vf a[2] = {}, h[2] = {}, s[2] = {}, rc = load(r + c), oc = load(o + c), gc = load(ga + c), bc = load(be + c);
+        auto add = [&](long p, int u) __attribute__((always_inline)) {
+            vf xh = load(in + p*C + c)*rc + oc, d = load(up + p*C + c);
+            if (silu) { vf z = xh*gc + bc, g = sigmoid<T>(z); d *= g*(1.f + z*(1.f - g)); }
+            store(delta + p*K + c, d); a[u] += d; h[u] += d*xh; s[u] += xh; };
+        const long end = p0 + 32 < P ? p0 + 32 : P;
+        long p = p0;
+        for (; p + 2 <= end; p += 2) { add(p, 0); add(p + 1, 1); }
+        if (p < end) add(p, 0);
+        store(A + c, load(A + c) + a[0] + a[1]); store(H + c, load(H + c) + h[0] + h[1]); store(X + c, load(X + c) + s[0] + s[1]);
+    }
+}
+'''
+
+# %% ../../nbs/lab/engine.ipynb #84db96c8
 SOURCE += r'''
 template<class T> static void backward(const T *dy, const T *x, const float *shift, const float *gamma, const float *beta, const float *stats, const T *extra,
                                        T *dx, T *dskip, long C1, float *dshift, float *dgamma, float *dbeta, long B, long P, long C, long G, bool silu) {
@@ -165,22 +185,10 @@ template<class T> static void backward(const T *dy, const T *x, const float *shi
         static thread_local std::vector<float> kept;
         if ((long)kept.size() < P*K) kept.resize(P*K);
         float *delta = kept.data(), r[K], o[K], A[K], H[K], X[K], p1[K], p2[K], p3[K];
-        memset(A, 0, sizeof A); memset(H, 0, sizeof H); memset(X, 0, sizeof X);
         const T *in = x + b*P*C + k, *up = dy + b*P*C + k, *ex = extra ? extra + b*P*C + k : nullptr;
         const float *ga = gamma + k, *be = beta + k, *st = stats + (b*G + k/D)*2;
         for (long c = 0; c < K; c++) { r[c] = st[c/D*2 + 1]; o[c] = ((shift ? shift[b*C + k + c] : 0) - st[c/D*2])*r[c]; }
-        for (long p0 = 0; p0 < P; p0 += 32) for (long c = 0; c < K; c += V) {         // some rows at a time, which stay in the nearest cache
-            vf a[2] = {}, h[2] = {}, s[2] = {}, rc = load(r + c), oc = load(o + c), gc = load(ga + c), bc = load(be + c);
-            auto add = [&](long p, int u) __attribute__((always_inline)) {
-                vf xh = load(in + p*C + c)*rc + oc, d = load(up + p*C + c);
-                if (silu) { vf z = xh*gc + bc, g = sigmoid<T>(z); d *= g*(1.f + z*(1.f - g)); }
-                store(delta + p*K + c, d); a[u] += d; h[u] += d*xh; s[u] += xh; };
-            const long end = p0 + 32 < P ? p0 + 32 : P;
-            long p = p0;
-            for (; p + 2 <= end; p += 2) { add(p, 0); add(p + 1, 1); }
-            if (p < end) add(p, 0);
-            store(A + c, load(A + c) + a[0] + a[1]); store(H + c, load(H + c) + h[0] + h[1]); store(X + c, load(X + c) + s[0] + s[1]);
-        }
+        sums(in, up, r, o, ga, be, delta, A, H, X, P, C, K, silu);
         for (long g = 0; g < K; g += D) {
             float S1 = 0, S2 = 0, N = D*P;
             for (long c = g; c < g + D; c++) { S1 += ga[c]*A[c]; S2 += ga[c]*H[c]; }
@@ -204,6 +212,7 @@ template<class T> static void backward(const T *dy, const T *x, const float *shi
 }
 '''
 
+# %% ../../nbs/lab/engine.ipynb #918236c6
 SOURCE += ''.join(f'''
 extern "C" void norm_forward_{T}(const {T} *x, const float *shift, long stride, const float *gamma, const float *beta, {T} *y, float *stats, long B, long P, long C, long G, float eps, int silu) {{
     if (silu) forward(x, shift, stride, gamma, beta, y, stats, B, P, C, G, eps, true); else forward(x, shift, stride, gamma, beta, y, stats, B, P, C, G, eps, false); }}
@@ -212,7 +221,7 @@ extern "C" void norm_backward_{T}(const {T} *dy, const {T} *x, const float *shif
     backward(dy, x, shift, gamma, beta, stats, extra, dx, dskip, C1, dshift, dgamma, dbeta, B, P, C, G, silu); }}
 ''' for T in ('bf16', 'float'))
 
-# %% ../../nbs/lab/engine.ipynb #968d8ede
+# %% ../../nbs/lab/engine.ipynb #d539933e
 SOURCE += r'''
 #ifdef __AMX_BF16__
 #include <sys/syscall.h>
@@ -230,12 +239,22 @@ static inline void product(const bf16 *a, const long *shift, long taps, long C, 
     }
     _tile_stored(0, out, 128); _tile_stored(1, out + 16, 128); _tile_stored(2, out + 512, 128); _tile_stored(3, out + 528, 128);
 }
+
+// pixel row y of image b to the strip, or a row of zeros; behind it, if pixels have neighbours, a zero pixel
+static inline void fill(bf16 *to, const bf16 *x, long b, long y, long H, long W, long C, long pad, bool twice) {
+    if (y < 0 || y >= H) { memset(to, 0, (W + pad)*C*2); return; }
+    if (twice) for (long i = 0; i < W; i++) memcpy(to + i*C, x + ((b*(H/2) + y/2)*(W/2) + i/2)*C, C*2);
+    else memcpy(to, x + (b*H + y)*W*C, W*C*2);
+    memset(to + W*C, 0, pad*C*2);
+}
+
+struct Tiles { uint8_t palette = 1, start = 0, none[14] = {}; uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64}; uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16}; };
 #else
 extern "C" int amx_ready() { return 0; }
 #endif
 '''
 
-# %% ../../nbs/lab/engine.ipynb #2c7d88f3
+# %% ../../nbs/lab/engine.ipynb #96a15f2a
 SOURCE += r'''
 #ifdef __AMX_BF16__
 // x (B, H, W, C), or half that size if it is to be doubled; w as _tiles makes it; out (B, H, W, Co), to be added to if `add`; k is 1 or 3
@@ -247,8 +266,7 @@ extern "C" void conv_bf16(const bf16 *x, const bf16 *w, const float *bias, bf16 
     const long strips = (H + R - 1)/R, tasks = R < H ? B*strips : (B + n - 1)/n;
     #pragma omp parallel
     {
-        struct { uint8_t palette = 1, start = 0, none[14] = {}; uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64}; uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16}; } config;
-        _tile_loadconfig(&config);
+        const Tiles config; _tile_loadconfig(&config);
         alignas(64) float result[32*32];
         static thread_local std::vector<bf16> kept; static thread_local std::vector<long> pixel;
         #pragma omp for schedule(static)
@@ -258,17 +276,12 @@ extern "C" void conv_bf16(const bf16 *x, const bf16 *w, const float *bias, bf16 
             const long Q = images*(rows + pad)*S, front = pad*(S + 1), size = (front + Q + S + 33)*C;
             if ((long)kept.size() < size) kept.resize(size);
             bf16 *strip = kept.data() + front*C;
-            auto fill = [&](bf16 *to, long b, long y) {    // a row of an image, or of zeros
-                if (y < 0 || y >= H) { memset(to, 0, S*C*2); return; }
-                if (twice) for (long i = 0; i < W; i++) memcpy(to + i*C, x + ((b*H/2 + y/2)*W/2 + i/2)*C, C*2);
-                else memcpy(to, x + (b*H + y)*W*C, W*C*2);
-                if (pad) memset(to + W*C, 0, C*2); };
             memset(kept.data(), 0, front*C*2); memset(strip + Q*C, 0, (S + 33)*C*2);
-            if (pad && y0) fill(strip - S*C, b0, y0 - 1);
+            if (pad && y0) fill(strip - S*C, x, b0, y0 - 1, H, W, C, pad, twice);
             pixel.assign(Q + 32, -1);                      // where in the image this pixel of the strip is
             for (long i = 0; i < images; i++) for (long y = 0; y < rows + pad; y++) {
                 const long q = (i*(rows + pad) + y)*S;
-                fill(strip + q*C, b0 + i, y < rows || R < H ? y0 + y : -1);
+                fill(strip + q*C, x, b0 + i, y < rows || R < H ? y0 + y : -1, H, W, C, pad, twice);
                 if (y < rows) for (long j = 0; j < W; j++) pixel[q + j] = ((b0 + i)*H + y0 + y)*W + j;
             }
             long shift[9];
@@ -288,7 +301,7 @@ extern "C" void conv_bf16(const bf16 *x, const bf16 *w, const float *bias, bf16 
 #endif
 '''
 
-# %% ../../nbs/lab/engine.ipynb #cd06ef68
+# %% ../../nbs/lab/engine.ipynb #bfdae8cb
 FLAGS = '-x c++ -std=c++17 -O3 -march=native -ffp-contract=fast -fno-math-errno -fopenmp -fPIC'.split()
 
 def _build(compiler, target):
@@ -299,6 +312,7 @@ def _build(compiler, target):
         for args in ([*FLAGS, '-c', source, '-o', obj], ['-shared', obj, '-o', lib]): subprocess.run([compiler, *args], check=True, capture_output=True)
         os.replace(lib, target)
 
+# %% ../../nbs/lab/engine.ipynb #febeb67b
 @functools.cache
 def _kernels():
     "(the compiled library, '') or (None, why there is none)."
@@ -336,7 +350,7 @@ def why_plain() -> str:
     "Why the kernels are not to be had here; empty if they are."
     return _kernels()[1]
 
-# %% ../../nbs/lab/engine.ipynb #f13bd3ed
+# %% ../../nbs/lab/engine.ipynb #fd95980d
 _NAME = {torch.bfloat16: 'bf16', torch.float32: 'float'}
 _CL = torch.channels_last
 def _at(tensor): return None if tensor is None else tensor.data_ptr()
@@ -363,8 +377,9 @@ def norm_backward(
 ): # gradients of x (one or two), shift, weight, bias
     "The gradient of `norm_forward`."
     B, C, H, W = x.shape
-    C1, dy = C1 or C, dy.contiguous(memory_format=_CL)
-    dx, dskip = [torch.empty((B, c, H, W), dtype=x.dtype, memory_format=_CL) if c else None for c in (C1, C - C1)]
+    dy, extra = [None if a is None else a.contiguous(memory_format=_CL) for a in (dy, extra)]
+    C1 = C1 or C
+    dx, dskip = [torch.empty((B, c, H, W), dtype=x.dtype, device=x.device, memory_format=_CL) if c else None for c in (C1, C - C1)]
     ds = None if shift is None else x.new_empty(B, C, dtype=torch.float32)
     dw, db = x.new_empty(2, B, C, dtype=torch.float32)
     getattr(kernels(), 'norm_backward_' + _NAME[x.dtype])(dy.data_ptr(), x.data_ptr(), _at(shift), norm.weight.data_ptr(), norm.bias.data_ptr(), stats.data_ptr(), _at(extra),
@@ -390,7 +405,7 @@ def _packed_conv(x, w, bias, padding=1, stride=1, add=None):
     if add is None: return torch.ops.mkldnn._convolution_pointwise.default(x, w, bias, p, s, (1, 1), 1, 'none', (), '')
     return torch.ops.mkldnn._convolution_pointwise_.binary(add, x, w, bias, p, s, (1, 1), 1, 'add', None, None, (), None)
 
-# %% ../../nbs/lab/engine.ipynb #2563c67a
+# %% ../../nbs/lab/engine.ipynb #6d8c0492
 def _weight_gradient(dy, x):
     "Gradients of weight and bias of a 3×3 convolution (stride 1, padding 1) as a matrix product."
     B, C, H, W = x.shape
@@ -412,6 +427,7 @@ def _conv_onto(out, x, w, bias):
     if not _can_pack(x.dtype): return out.add_(F.conv2d(x, w, bias, padding=1))
     return _packed_conv(x, w, bias, add=out)
 
+# %% ../../nbs/lab/engine.ipynb #8ffad552
 class _Block(torch.autograd.Function):
     "A residual block; x (B, C1, H, W) and skip (B, C2, H, W) or None, channels last; shift (B, cout) float32 or None."
     @staticmethod
@@ -420,41 +436,42 @@ class _Block(torch.autograd.Function):
         stats = [x.new_empty(len(x), n.num_groups, 2, dtype=torch.float32) for n in (block.norm1, block.norm2)]
         convs = [block.conv1, block.conv2] + [block.shortcut]*isinstance(block.shortcut, nn.Conv2d)
         weights = [c.weight.to(x.dtype, memory_format=_CL) for c in convs]
-        conv = lambda i, a: F.conv2d(a, weights[i], convs[i].bias.to(x.dtype), padding=weights[i].shape[-1]//2)
+        conv = lambda i, a: F.conv2d(a, weights[i], convs[i].bias.to(x.dtype), padding=weights[i].shape[-1]//2).contiguous(memory_format=_CL)
         y1 = norm_forward(whole, block.norm1, stats=stats[0])
         h = conv(0, y1)
         y2 = norm_forward(h, block.norm2, shift, stats=stats[1])
         out = _conv_onto(conv(2, whole) if len(convs) == 3 else whole.clone(memory_format=_CL), y2, weights[1], convs[1].bias.to(x.dtype))
-        ctx.save_for_backward(whole, y1, h, y2, shift, *stats, *weights)
+        affine = [p for n in (block.norm1, block.norm2) for p in n.parameters()]      # only so that a change of them before the way back is noticed
+        ctx.save_for_backward(whole, y1, h, y2, shift, *stats, *affine, *weights)
         ctx.block, ctx.C1 = block, x.shape[1]
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dout):
-        whole, y1, h, y2, shift, stats1, stats2, *weights = ctx.saved_tensors
+        whole, y1, h, y2, shift, stats1, stats2, _, _, _, _, *weights = ctx.saved_tensors
         block, dout = ctx.block, dout.contiguous(memory_format=_CL)
         dy2, *conv2 = _conv_backward(dout, y2, weights[1])
         dh, _, dshift, *norm2 = norm_backward(dy2, h, block.norm2, shift, True, stats2)
         dy1, *conv1 = _conv_backward(dh, y1, weights[0])
         extra, *shortcut = _conv_backward(dout, whole, weights[2]) if len(weights) == 3 else [dout]
-        dx, dskip, _, *norm1 = norm_backward(dy1, whole, block.norm1, None, True, stats1, extra.contiguous(memory_format=_CL), ctx.C1)
+        dx, dskip, _, *norm1 = norm_backward(dy1, whole, block.norm1, None, True, stats1, extra, ctx.C1)
         return dx, dskip, dshift, None, *norm1, *conv1, *norm2, *conv2, *shortcut
 
-# %% ../../nbs/lab/engine.ipynb #43a12ac9
+# %% ../../nbs/lab/engine.ipynb #873760db
 class _Norm(torch.autograd.Function):
     "Group normalisation alone."
     @staticmethod
     def forward(ctx, x, norm, *_):
         stats = x.new_empty(len(x), norm.num_groups, 2, dtype=torch.float32)
-        ctx.save_for_backward(x, stats); ctx.norm = norm
+        ctx.save_for_backward(x, stats, *norm.parameters()); ctx.norm = norm
         return norm_forward(x, norm, None, False, stats)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dy):
-        x, stats = ctx.saved_tensors
-        dx, _, _, dw, db = norm_backward(dy.contiguous(memory_format=_CL), x, ctx.norm, None, False, stats)
+        x, stats, *_ = ctx.saved_tensors
+        dx, _, _, dw, db = norm_backward(dy, x, ctx.norm, None, False, stats)
         return dx, None, dw, db
 
 def _fits(x, *norms):
@@ -465,7 +482,8 @@ class FastResBlock(ResBlock):
     "A `ResBlock` in one piece; whatever the kernels cannot do, it does as a `ResBlock`."
     def forward(self, x, emb=None, skip=None):
         if not _fits(x, self.norm1, self.norm2) or x.shape[1] + (0 if skip is None else skip.shape[1]) != self.norm1.num_channels: return super().forward(x, emb, skip)
-        x, skip = [None if a is None else a.to(x.dtype).contiguous(memory_format=_CL) for a in (x, skip)]
+        dtype = torch.get_autocast_dtype('cpu') if torch.is_autocast_enabled('cpu') else x.dtype
+        x, skip = [None if a is None else a.to(dtype).contiguous(memory_format=_CL) for a in (x, skip)]
         shift = None if self.time is None else self.time(emb).float().expand(len(x), -1).contiguous()
         parameters = [p for m in (self.norm1, self.conv1, self.norm2, self.conv2, self.shortcut) for p in m.parameters()]
         return _Block.apply(x, skip, shift, self, *parameters)
@@ -484,7 +502,7 @@ def quicken(
     net.to(memory_format=_CL)
     return True
 
-# %% ../../nbs/lab/engine.ipynb #a4b90af4
+# %% ../../nbs/lab/engine.ipynb #e8fc31fa
 def _tiles(w):
     "Weights (Co, C, k, k) in the order in which `conv_bf16` reads them: by 32 outputs, shift, 32 inputs, 16 outputs, and then pairs of inputs together."
     Co, C, k, _ = w.shape
@@ -499,7 +517,7 @@ class _TileConv:
     def __call__(self, x, add=None):
         B, C, H, W = x.shape
         H, W = self.factor*H, self.factor*W
-        out = torch.empty((B, self.C, H, W), dtype=x.dtype, memory_format=_CL) if add is None else add
+        out = torch.empty((B, self.C, H, W), dtype=x.dtype, device=x.device, memory_format=_CL) if add is None else add
         self.run(x.data_ptr(), *self.at, out.data_ptr(), add is not None, B, H, W, C, self.C, self.k, self.factor == 2, torch.get_num_threads())
         return out
 
@@ -511,15 +529,15 @@ class _FrozenConv:
         self.doubles, self.packs, self.packed = isinstance(conv, Upsample), _can_pack(dtype), {}
 
     def __call__(self, x, add=None):
-        if x.dtype != self.dtype: x = x.to(self.dtype)
+        x = x.to(self.dtype, memory_format=_CL)
         if self.doubles: x = F.interpolate(x, scale_factor=2., mode='nearest')
         if not self.packs:
-            y = F.conv2d(x, self.w, self.bias, self.stride, self.padding)
+            y = F.conv2d(x, self.w, self.bias, self.stride, self.padding).contiguous(memory_format=_CL)
             return y if add is None else add.add_(y)
-        w = self.packed.get(len(x))
+        w = self.packed.get(x.shape)
         if w is None:                                               # the best layout depends on the size of the batch
             if len(self.packed) > 8: self.packed.clear()
-            w = self.packed[len(x)] = _pack(self.w, x, self.stride)
+            w = self.packed[x.shape] = _pack(self.w, x, self.stride)
         return _packed_conv(x, w, self.bias, self.padding, self.stride, add)
 
 def _frozen_conv(conv, dtype):
@@ -529,7 +547,7 @@ def _frozen_conv(conv, dtype):
     few = _TileConv(conv)
     return lambda x, add=None: (few if len(x) <= 16 else many)(x, add)
 
-# %% ../../nbs/lab/engine.ipynb #79219f9d
+# %% ../../nbs/lab/engine.ipynb #750a390b
 class _FrozenNorm:
     "`norm_forward`, with everything looked up beforehand."
     def __init__(self, norm, dtype):
@@ -553,6 +571,7 @@ class _FrozenBlock:
         h = self.conv1(self.norm1(x, None, True))
         return self.conv2(self.norm2(h, None if self.part is None else emb[:, self.part], True), self.shortcut(x))
 
+# %% ../../nbs/lab/engine.ipynb #bb658293
 class _FrozenAttention:
     "Writes its answer over its input, which in a UNet nobody else looks at."
     def __init__(self, att, dtype):

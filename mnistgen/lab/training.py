@@ -107,7 +107,7 @@ def write_atomically(
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
 
-# %% ../../nbs/lab/training.ipynb #34ce4ab2
+# %% ../../nbs/lab/training.ipynb #76f31b33
 def checksum(
     tensors # {name: tensor}
 ) -> str:
@@ -133,6 +133,7 @@ def save_checkpoint(
     try: write_atomically(path, lambda tmp: save_file(tensors, tmp, {'mnistgen': text, 'seal': _seal(text)}))
     except SafetensorError as e: raise OSError(f'{path}: cannot be written ({e})') from None       # a full disk, as the library calls it
 
+# %% ../../nbs/lab/training.ipynb #dcf80fb2
 def read_header(path) -> dict:
     "The header of a checkpoint, without its tensors. ValueError, in one line, if it is missing, damaged or from a later version."
     from safetensors import safe_open, SafetensorError
@@ -156,7 +157,7 @@ def load_checkpoint(path) -> tuple: # ({name: tensor}, header)
     if checksum(tensors) != header.get('checksum'): raise ValueError(f'{path}: damaged (its checksum differs)')
     return tensors, header
 
-# %% ../../nbs/lab/training.ipynb #e86a7009
+# %% ../../nbs/lab/training.ipynb #3bb2fea6
 class Trainer:
     "Trains a network on `process.loss(net, batch, generator)`; keeps an average, a history, and a state from which it resumes."
     def __init__(self,
@@ -190,6 +191,7 @@ class Trainer:
 
     def autocast(self): return torch.autocast(self.device.type, self.half) if self.half else nullcontext()
 
+# %% ../../nbs/lab/training.ipynb #f7203c67
 def _join(device):
     "This process's part in the group that a launcher started."
     try: from accelerate import Accelerator
@@ -230,9 +232,9 @@ def sum_over(self:Trainer, *numbers) -> list:
     if not self.accelerator: return list(numbers)
     return self.accelerator.reduce(torch.tensor(numbers, dtype=torch.float64, device=self.device), 'sum').tolist()
 
-# %% ../../nbs/lab/training.ipynb #ee919685
+# %% ../../nbs/lab/training.ipynb #b82e9152
 @patch
-def train_step(self:Trainer, 
+def train_step(self:Trainer,
     batch # this process's part of it
 ) -> float: # the loss of the whole batch
     "One update. FloatingPointError if the loss is not a number."
@@ -345,7 +347,7 @@ def hold_interrupts():
     finally:
         for s, handler in old.items(): signal.signal(s, handler)
 
-# %% ../../nbs/lab/training.ipynb #6f386eb8
+# %% ../../nbs/lab/training.ipynb #218b316f
 @patch
 def fit(self:Trainer,
     resume=False, # go on from the state in the folder, if there is one
@@ -368,6 +370,7 @@ def _written(self:Trainer):
     try: return read_header(self.out/f'{self.name}.safetensors')['epochs'] == len(history) and json.loads((self.out/f'{self.name}.json').read_text())['history'] == history
     except (ValueError, KeyError, OSError): return False
 
+# %% ../../nbs/lab/training.ipynb #730441fe
 @patch
 def _epochs(self:Trainer, pressed, save_every):
     from tqdm.auto import tqdm
@@ -394,7 +397,7 @@ def _epochs(self:Trainer, pressed, save_every):
             if first and not watched: self.report()
             if asked()[0] and epoch + 1 < self.recipe.epochs: stop()
 
-# %% ../../nbs/lab/training.ipynb #507634aa
+# %% ../../nbs/lab/training.ipynb #b3a6c9dd
 @patch
 def end_epoch(self:Trainer, epoch):
     "Evaluate, draw samples if the epoch is a stage, write the epoch into the record."
@@ -416,7 +419,7 @@ def report(self:Trainer):
 def _draw(self:Trainer, epoch):
     "Samples of both sets of weights, as pictures in the folder."
     from mnistgen.lab.plotting import save_grid
-    for suffix, net in (('', self.average), ('-raw', self.net.eval())): 
+    for suffix, net in (('', self.average), ('-raw', self.net.eval())):
         path = self.out/f'{self.name}-epoch-{epoch:03d}{suffix}.png'
         write_atomically(path, lambda tmp: save_grid(self.preview(net), tmp))
     self.net.train()
