@@ -13,9 +13,12 @@ def bundle(run):
     name = record['model']
     stages = sorted(Path(run).glob(f'{name}-epoch-*.png'))
     for old in (top/'results').glob(f'{name}-epoch-*.png'): old.unlink()
+    earlier = json.loads((top/'results'/f'{name}.json').read_text()) if record.get('start') else None
     for f, to in [(Path(run)/f'{name}.safetensors', 'mnistgen/weights'), (Path(run)/f'{name}.json', 'results'), *((s, 'results') for s in stages)]:
         (top/to).mkdir(exist_ok=True)
         shutil.copyfile(f, top/to/f.name)
         print(f'{to}/{f.name}')
+    if earlier and earlier['history'][-1]['eval_loss'] == record['start']['eval_loss']:          # these weights were trained further: keep how they came to be
+        (top/'results'/f'{name}.json').write_text(json.dumps(record | {'before': earlier}, indent=1) + '\n')
 
 if __name__ == '__main__': bundle(sys.argv[1])

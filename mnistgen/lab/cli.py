@@ -61,7 +61,7 @@ def sample(
     write_atomically(path, write)
     print(f"{path}: {n} image{'s'[:n != 1]} of {model}, {plan['sampler']} with {plan['steps']} steps, seed {seed}")
 
-# %% ../../nbs/lab/cli.ipynb #b777633e
+# %% ../../nbs/lab/cli.ipynb #b76d558a
 def _speaks(): return os.environ.get('RANK', '0') == '0'             # of several processes that a launcher started, the first
 
 def train(
@@ -74,13 +74,14 @@ def train(
     out:str=None, # folder (default: runs/MODEL)
     device:str='auto', # auto, cpu or cuda
     plain:store_true=False, # float32, and none of the engine's tricks
-    limit:int=None # train on the first so many images only, for a trial
+    limit:int=None, # train on the first so many images only, for a trial
+    start:str=None # train these weights further: a model's name, or a .safetensors file
 ):
     "Train a model. Writes weights, the state to resume from, the record of the run and samples at stages."
     if limit is not None: whole('limit', limit, 1)
     for name in MODELS if model == 'all' else [find_model(model).name]:
         folder = Path(out)/name if out and model == 'all' else Path(out) if out else Path('runs')/name
-        record = train_model(name, budget, epochs, batch_size, seed, folder, resume, device, plain, limit)
+        record = train_model(name, budget, epochs, batch_size, seed, folder, resume, device, plain, limit, start)
         if not _speaks(): continue
         last = record['history'][-1]
         print(f"{folder/name}.safetensors: {last['epoch']} epoch{'s'[:last['epoch'] != 1]}, train loss {last['train_loss']:.4f}, eval loss {last['eval_loss']:.4f}")

@@ -134,13 +134,13 @@ def show_strip(
         if title: fig.suptitle(title, fontsize=10.5)
     return fig
 
-# %% ../../nbs/lab/plotting.ipynb #b9337aeb
+# %% ../../nbs/lab/plotting.ipynb #89e39aba
 def caption(
     run # the record of a training run, as the trainer writes it (results/*.json)
 ) -> str:
     "Which run made this: device, epochs, batch size, seed."
-    r = run['recipe']
-    return f"{run['device']['name']}, {len(run['history'])} of {r['epochs']} epochs, batch {r['batch_size']}, seed {r['seed']}"
+    r, before = run['recipe'], run.get('start', {}).get('epochs')
+    return f"{run['device']['name']}, {len(run['history'])} of {r['epochs']} epochs{f' after {before} of an earlier run' if before else ''}, batch {r['batch_size']}, seed {r['seed']}"
 
 def show_losses(
     run, # the record of a training run
@@ -148,8 +148,8 @@ def show_losses(
 ): # the axes
     "Training and evaluation loss by epoch."
     import matplotlib.pyplot as plt
-    h = run['history']
-    epochs = [e['epoch'] for e in h]
+    h = [*run.get('before', {}).get('history', []), *run['history']]              # of a run that trained weights further, both parts
+    epochs = range(1, len(h) + 1)
     with style():
         if ax is None: fig, ax = plt.subplots(figsize=(6.4, 3), layout='constrained')
         ax.plot(epochs, [e['train_loss'] for e in h], '.-', label='train')

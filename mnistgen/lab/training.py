@@ -294,14 +294,14 @@ def _write(self:Trainer):
     save_checkpoint(self.out/f'{self.name}.safetensors', {k: v.half() for k, v in self.average.named_parameters()}, header)
     write_atomically(self.out/f'{self.name}.json', lambda tmp: tmp.write_text(json.dumps(self.record, indent=1) + '\n'))
 
-# %% ../../nbs/lab/training.ipynb #33a646e3
+# %% ../../nbs/lab/training.ipynb #22b25a1d
 @patch
 def restore(self:Trainer):
     "Go back to the state in the folder. ValueError if it belongs to another model or recipe."
     tensors, header = self.on_first(lambda: load_checkpoint(self.out/'state.safetensors'))
     if header.get('model') != self.name: raise ValueError(f"{self.out}: holds a run of '{header.get('model')}', not of '{self.name}'")
     if 'step' not in header: raise ValueError(f'{self.out}/state.safetensors: holds weights, not the state of a run')
-    plain = lambda record: json.loads(json.dumps({**{k: record.get(k) for k in ('items', 'network', 'process_config', 'data')}, **record['recipe']}))
+    plain = lambda record: json.loads(json.dumps({**{k: record.get(k) for k in ('items', 'network', 'process_config', 'data', 'start')}, **record['recipe']}))
     if differ := [f'{k} {v}' for k, v in plain(header).items() if plain(self.record).get(k) != v]:
         raise ValueError(f"{self.out}: was started with {', '.join(differ)}: resume it with the same settings, or choose another folder")
     params = dict(self.net.named_parameters())
