@@ -24,6 +24,6 @@ setup(
     python_requires='>=' + cfg['min_python'], install_requires=cfg['requirements'].split(),
     extras_require={'dev': cfg['dev_requirements'].split()},
     packages=find_packages(include=[lib, f'{lib}.*']),
-    package_data={lib: ['mnist/*.gz', 'weights/*.safetensors']},     # no download: the data set and the trained models travel inside
+    package_data={lib: ['mnist/*.gz', 'weights/*.safetensors', 'weights/*.json']},     # no download: the data set and the trained models travel inside
     entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': [f'{lib}={cfg["lib_path"]}._modidx:d']},
     zip_safe=False)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BUNDLED', 'MD5', 'TORCHVISION', 'read_idx', 'Images', 'load_images', 'normalize', 'denormalize', 'to_uint8', 'Pixels',
-           'reflect_pad', 'crop', 'generator', 'whole', 'Part', 'draw', 'Batches']
+           'reflect_pad', 'crop', 'generator', 'whole', 'check_labels', 'Part', 'draw', 'Batches']
 
 # %% ../../nbs/lab/data.ipynb #5c964745
 import gzip, hashlib, operator, os, struct, zlib
@@ -172,6 +172,21 @@ def whole(
     if number is None or number < least or most is not None and number > most:
         raise ValueError(f'{name} {value}: choose an integer ' + (f'of at least {least}' if most is None else f'from {least} to {most}'))
     return number
+
+# %% ../../nbs/lab/data.ipynb #07c08e9e
+def check_labels(
+    labels, # None, one integer or a sequence of n
+    n # number of samples
+): # (n,) int64, or None
+    "Class labels for n samples. ValueError unless they are digits, and n of them."
+    if labels is None: return None
+    try: labels = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError): raise ValueError(f'labels {labels!r}: give one digit or a flat list of digits') from None
+    if labels.is_floating_point() or labels.dtype == torch.bool or labels.ndim > 1: raise ValueError('labels: give one digit or a flat list of digits')
+    if labels.ndim == 0: labels = labels.expand(n)
+    if len(labels) != n: raise ValueError(f'{len(labels)} labels for {n} samples: give one, or {n}')
+    if len(labels) and (labels.min() < 0 or labels.max() > 9): raise ValueError(f'labels {labels.tolist()[:10]}: choose digits from 0 to 9')
+    return labels.long()
 
 # %% ../../nbs/lab/data.ipynb #1735aa2c
 @dataclass

@@ -134,7 +134,7 @@ def show_strip(
         if title: fig.suptitle(title, fontsize=10.5)
     return fig
 
-# %% ../../nbs/lab/plotting.ipynb #89e39aba
+# %% ../../nbs/lab/plotting.ipynb #b0e4bb0d
 def caption(
     run # the record of a training run, as the trainer writes it (results/*.json)
 ) -> str:
@@ -144,7 +144,8 @@ def caption(
 
 def show_losses(
     run, # the record of a training run
-    title=None, ax=None, reference=None # {name: value}: horizontal lines, such as the report's final loss
+    title=None, ax=None, reference=None, # {name: value}: horizontal lines, such as the report's final loss
+    held_out='test images' # what the run was evaluated on
 ): # the axes
     "Training and evaluation loss by epoch."
     import matplotlib.pyplot as plt
@@ -153,7 +154,7 @@ def show_losses(
     with style():
         if ax is None: fig, ax = plt.subplots(figsize=(6.4, 3), layout='constrained')
         ax.plot(epochs, [e['train_loss'] for e in h], '.-', label='train')
-        ax.plot(epochs, [e['eval_loss'] for e in h], '.-', label='eval (test images, averaged weights)')
+        ax.plot(epochs, [e['eval_loss'] for e in h], '.-', label=f'eval ({held_out}, averaged weights)')
         for (name, value), c in zip((reference or {}).items(), PALETTE[2:]): ax.axhline(value, ls='--', lw=1, color=c, label=f'{name}: {value}')
         ax.set(xlabel='epoch', ylabel='loss', yscale='log', title=f"{title or run['model']}\n{caption(run)}")
         from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator

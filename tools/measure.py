@@ -1,0 +1,101 @@
+"""Judge a bundled model by numbers: `python tools/measure.py ddpm [--only WORD] [--state FILE ...]`.
+
+Draws samples in all the ways of its plan and evaluates them, into results/NAME-evaluation.json, and the headline into
+mnistgen/weights/scores.json, which `mnistgen list` shows. What is there already for these weights is not done again, and
+samples are kept in runs/evaluation/ by the hundred, so a stopped run goes on where it was.
+
+--state: the training state of a run of that model (runs/NAME/state.safetensors): its averaged and its raw weights are compared."""
+import argparse, json, os, sys, time
+from pathlib import Path
+
+top = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(top))
+CHUNK = 250
+SWEEP = [dict(sampler='ddim', steps=S, eta=eta) for eta in (0., 1., .5) for S in (10, 20, 50, 100, 250)]
+PLANS = {'ddpm': [
+    *(dict(w, n=2000, seed=0) for w in SWEEP),
+    dict(sampler='ddpm', steps=1000, n=2000, seed=0),
+    *(dict(sampler='ddim', steps=100, eta=eta, n=2000, seed=seed) for seed in (1, 2) for eta in (0., 1.)),
+    dict(sampler='ddim', steps=100, eta=1., n=10_000, seed=0),
+    *(dict(sampler='ddpm', steps=1000, n=2000, seed=seed) for seed in (1, 2)),
+    dict(sampler='ddpm', steps=1000, n=10_000, seed=0),
+]}
+HEADLINE = {'ddpm': dict(sampler='ddim', steps=100, eta=1., n=10_000, seed=0)}     # what `mnistgen list` shows: the model's own way of sampling
+AVERAGING = dict(sampler='ddim', steps=50, eta=1., n=2000, seed=0)
+
+def name_of(way): return ' '.join(f'{k} {v}' for k, v in way.items())
+
+def samples(g, weights, way):
+    "The samples of a way as bytes (n, 28, 28): those on the disk, and the others drawn and put there."
+    import numpy as np, torch
+    from mnistgen.lab.data import to_uint8
+    from mnistgen.lab.training import write_atomically
+    folder = top/'runs'/'evaluation'/weights/name_of({k: v for k, v in way.items() if k != 'n'}).replace(' ', '-')
+    folder.mkdir(parents=True, exist_ok=True)
+    out = []
+    for start in range(0, way['n'], CHUNK):
+        path = folder/f'{start:06d}.npy'
+        if not path.exists():
+            for _, images, _ in g.stream(**{**way, 'n': min(CHUNK, way['n'] - start)}, start=start): pass
+            def write(tmp):
+                with open(tmp, 'wb') as f: np.save(f, to_uint8(images.cpu()).numpy())
+            write_atomically(path, write)
+        out.append(torch.from_numpy(np.load(path)))
+    return torch.cat(out)
+
+def measure(g, weights, way, about):
+    "A row of results: how, with what, and all numbers."
+    from mnistgen.lab.evaluation import evaluate
+    start = time.time()
+    images = samples(g, weights, way)
+    sampled = time.time()
+    scores = evaluate(images)
+    print(f"{name_of(way)}: FD {scores['train']['FD']:.2f} (real {scores['floor']['train']['FD']:.2f}), drawn in {sampled - start:.0f} s, judged in {time.time() - sampled:.0f} s", flush=True)
+    return about | dict(way=way, **scores)
+
+def of_state(path):
+    "Two generators, with the averaged and with the raw weights of a training state; and its epoch."
+    from mnistgen.ddpm import DDPM
+    from mnistgen.lab.data import Pixels
+    from mnistgen.lab.training import load_checkpoint
+    from mnistgen.lab.zoo import MODELS, Generator
+    from mnistgen.unet import UNet
+    tensors, h = load_checkpoint(path)
+    def generator(kind):
+        net = UNet(**h['network'])
+        net.load_state_dict({k.removeprefix(kind + '.'): v for k, v in tensors.items() if k.startswith(kind + '.')})
+        return Generator(net, DDPM(**h['process_config']), Pixels(), MODELS[h['model']].sampling, header=h)
+    return {kind: generator(kind) for kind in ('average', 'net')}, h
+
+def main(model, only, states):
+    import mnistgen
+    from mnistgen.lab.engine import device_info
+    from mnistgen.lab.training import versions, write_atomically
+    from mnistgen.lab.zoo import epochs_of
+    g = mnistgen.load(model, 'cpu')
+    weights, path = g.header['checksum'], top/'results'/f'{model}-evaluation.json'
+    result = json.loads(path.read_text()) if path.exists() else {}
+    if result.get('weights') != weights: result = dict(model=model, weights=weights, epochs=epochs_of(g.header), rows=[], averaging=[])
+    about = dict(device=device_info(g.device)['name'], **{k: v for k, v in versions().items() if k in ('torch', 'commit')})
+    def put(rows, row):
+        rows.append(row)
+        write_atomically(path, lambda tmp: tmp.write_text(json.dumps(result, indent=1) + '\n'))
+    for way in PLANS[model]:
+        if only in name_of(way) and all(r['way'] != way for r in result['rows']): put(result['rows'], measure(g, weights, way, about))
+    for state in states:
+        generators, h = of_state(state)
+        for kind, generator in generators.items():
+            facts = dict(step=h['step'], epoch=h.get('start', {}).get('epochs', 0) + len(h['history']), lr=h['history'][-1]['lr'], weights='averaged' if kind == 'average' else 'raw')
+            if all({k: r[k] for k in facts} != facts for r in result['averaging']): put(result['averaging'], measure(generator, f"{h['checksum']}-{kind}", AVERAGING, about | facts))
+    if row := next((r for r in result['rows'] if r['way'] == HEADLINE[model]), None):
+        file = top/'mnistgen'/'weights'/'scores.json'
+        scores = json.loads(file.read_text()) if file.exists() else {}
+        scores[model] = dict(weights=weights, way=row['way'], FD=row['train']['FD'], floor=row['floor']['train']['FD'], precision=row['train']['precision'], recall=row['train']['recall'], confident=row['confident'])
+        file.write_text(json.dumps(scores, indent=1) + '\n')
+
+if __name__ == '__main__':
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('model', choices=list(PLANS)); p.add_argument('--only', default='', help='a part of the name of a way, such as "n 2000" or "ddim"')
+    p.add_argument('--state', nargs='*', default=[], help='training states whose averaged and raw weights are compared')
+    a = p.parse_args()
+    main(a.model, a.only, a.state)
