@@ -52,34 +52,34 @@ def test_pictures_are_those_of_diffusers(g, unet, sampler, steps, eta):
     ours = g.sample(n, sampler=sampler, steps=steps, eta=eta, seed=5)
     assert (ours - theirs).abs().max()*255 < .01
 
-def same_pictures(images, stored):
-    "Do bytes show the same pictures, but for rounding somewhere on the way? Other digits differ by twenty grey levels and more."
-    each = (images[:, 0]*255 - torch.from_numpy(stored).float()).abs().mean((1, 2))
-    return each.median() < .6 and each.max() < 12
-
 @pytest.mark.parametrize('eta', [0, 1])
 def test_stored_samples_are_of_the_bundled_weights(g, eta):
-    "The images in results/ that figures are made of can be drawn again, to a few grey levels on average (they may be of another engine's rounding): they belong to these weights."
+    "The images in results/ that figures are made of can be drawn again, to a grey level: they belong to these weights."
     stored = np.load(root/f'results/ddim-50-eta{eta}-n1000.npy')
     assert stored.shape == (1000, 28, 28) and stored.dtype == np.uint8
     assert json.loads((root/f'results/ddim-50-eta{eta}-n1000.json').read_text())['weights'] == g.header['checksum']
-    assert same_pictures(g.sample(8, sampler='ddim', steps=50, eta=float(eta)), stored[:8]) and not same_pictures(g.sample(8, sampler='ddim', steps=50, eta=float(eta), seed=1), stored[:8])
+    again = (g.sample(8, sampler='ddim', steps=50, eta=float(eta))*255).round()[:, 0]
+    assert (again - torch.from_numpy(stored[:8]).float()).abs().max() <= 2
 
 def test_stored_ddpm_samples_are_of_the_bundled_weights(g):
     stored, strip = np.load(root/'results/ddpm-16x1000.npy'), np.load(root/'results/ddpm-strip.npz')
     assert json.loads((root/'results/ddpm-16x1000.json').read_text())['weights'] == g.header['checksum']
-    assert same_pictures(g.sample(2, sampler='ddpm'), stored[:2])
+    again = (g.sample(2, sampler='ddpm')*255).round()[:, 0]
+    assert (again - torch.from_numpy(stored[:2]).float()).abs().max() <= 2
     assert strip['steps'][-1] == 1000 and (strip['frames'][:, -1] == stored[:3]).all()
 
-@pytest.mark.parametrize('kw', [dict(sampler='ddim', steps=50, eta=0.), dict(sampler='ddpm')], ids=str)
-def test_the_fast_way_gives_the_same_pictures(g, kw):
-    "In half precision the typical picture is off by half a grey level, and the worst by less than half of what another digit would be."
+@pytest.mark.parametrize('kw, alike', [(dict(n=6, sampler='ddpm'), 1.), (dict(n=32, sampler='ddim', steps=50, eta=0.), .85)], ids=str)
+def test_the_fast_way_gives_the_same_pictures(g, kw, alike):
+    """In half precision pictures are off by less than a grey level on average, and by more than 8 in less than one pixel in fifty. A few of those
+    that are drawn without fresh noise take another turn on their way, and are off by more than 3, but by no more than half of what another digit would be."""
     fast = mnistgen.load('ddpm', device='cpu')
     if why_plain(): pytest.skip(why_plain())
-    d = (fast.sample(8, **kw) - g.sample(8, **kw)).abs()*255
+    exact, again = g.sample(**kw), fast.sample(**kw)
+    d = (again - exact).abs()*255
     each = d.mean((1, 2, 3))
-    assert d.mean() < 2 and each.median() < .6 and each.max() < 12
-    assert fast.sample(6, **kw).equal(fast.sample(6, **kw))            # and always the same ones
+    assert d.mean() < 1 and (d > 8).float().mean() < .02 and (each < 3).float().mean() >= alike and each.max() < 12
+    assert (again[1:] - exact[:-1]).abs().mean((1, 2, 3)).median()*255 > 24            # other digits
+    assert fast.sample(**kw).equal(again)                              # and always the same ones
 
 def test_record_and_weights_are_of_one_run(g):
     record = json.loads((root/'results/ddpm.json').read_text())

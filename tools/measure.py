@@ -2,22 +2,24 @@
 
 Draws samples in all the ways of its plan and evaluates them, into results/NAME-evaluation.json, and the headline into
 mnistgen/weights/scores.json, which `mnistgen list` shows. What is there already for these weights is not done again, and
-samples are kept in runs/evaluation/ by the hundred, so a stopped run goes on where it was.
+samples are kept in runs/evaluation/, some hundreds a file, so a stopped run goes on where it was.
 
 --state: the training state of a run of that model (runs/NAME/state.safetensors): its averaged and its raw weights are compared."""
-import argparse, json, os, sys, time
+import argparse, json, sys, time
 from pathlib import Path
 
 top = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(top))
 CHUNK = 250
 SWEEP = [dict(sampler='ddim', steps=S, eta=eta) for eta in (0., 1., .5) for S in (10, 20, 50, 100, 250)]
+BLOCKS = [{}, *(dict(start=s) for s in (2000, 4000, 6000, 8000))]                    # other numbers, other noise: as good as other seeds, and together they are 10,000
 PLANS = {'ddpm': [
     *(dict(w, n=2000, seed=0) for w in SWEEP),
     dict(sampler='ddpm', steps=1000, n=2000, seed=0),
-    *(dict(sampler='ddim', steps=100, eta=eta, n=2000, seed=seed) for seed in (1, 2) for eta in (0., 1.)),
+    *(dict(sampler='ddim', steps=100, eta=1., n=2000, seed=0, **b) for b in BLOCKS),
     dict(sampler='ddim', steps=100, eta=1., n=10_000, seed=0),
-    *(dict(sampler='ddpm', steps=1000, n=2000, seed=seed) for seed in (1, 2)),
+    *(dict(sampler='ddim', steps=100, eta=0., n=2000, seed=0, **b) for b in BLOCKS[:3]),
+    *(dict(sampler='ddpm', steps=1000, n=2000, seed=0, **b) for b in BLOCKS),
     dict(sampler='ddpm', steps=1000, n=10_000, seed=0),
 ]}
 HEADLINE = {'ddpm': dict(sampler='ddim', steps=100, eta=1., n=10_000, seed=0)}     # what `mnistgen list` shows: the model's own way of sampling
@@ -30,13 +32,14 @@ def samples(g, weights, way):
     import numpy as np, torch
     from mnistgen.lab.data import to_uint8
     from mnistgen.lab.training import write_atomically
-    folder = top/'runs'/'evaluation'/weights/name_of({k: v for k, v in way.items() if k != 'n'}).replace(' ', '-')
+    folder = top/'runs'/'evaluation'/weights/name_of({k: v for k, v in way.items() if k not in ('n', 'start')}).replace(' ', '-')
     folder.mkdir(parents=True, exist_ok=True)
     out = []
-    for start in range(0, way['n'], CHUNK):
+    first = way.get('start', 0)
+    for start in range(first, first + way['n'], CHUNK):
         path = folder/f'{start:06d}.npy'
         if not path.exists():
-            for _, images, _ in g.stream(**{**way, 'n': min(CHUNK, way['n'] - start)}, start=start): pass
+            for _, images, _ in g.stream(**{**way, 'n': min(CHUNK, first + way['n'] - start), 'start': start}): pass
             def write(tmp):
                 with open(tmp, 'wb') as f: np.save(f, to_uint8(images.cpu()).numpy())
             write_atomically(path, write)
@@ -54,18 +57,20 @@ def measure(g, weights, way, about):
     return about | dict(way=way, **scores)
 
 def of_state(path):
-    "Two generators, with the averaged and with the raw weights of a training state; and its epoch."
-    from mnistgen.ddpm import DDPM
-    from mnistgen.lab.data import Pixels
+    "Two generators, with the averaged and with the raw weights of a training state; and its header."
     from mnistgen.lab.training import load_checkpoint
-    from mnistgen.lab.zoo import MODELS, Generator
-    from mnistgen.unet import UNet
+    from mnistgen.lab.zoo import assemble
     tensors, h = load_checkpoint(path)
-    def generator(kind):
-        net = UNet(**h['network'])
-        net.load_state_dict({k.removeprefix(kind + '.'): v for k, v in tensors.items() if k.startswith(kind + '.')})
-        return Generator(net, DDPM(**h['process_config']), Pixels(), MODELS[h['model']].sampling, header=h)
-    return {kind: generator(kind) for kind in ('average', 'net')}, h
+    part = lambda kind: {k.removeprefix(kind + '.'): v for k, v in tensors.items() if k.startswith(kind + '.')}
+    return {kind: assemble(part(kind), h, 'cpu') for kind in ('average', 'net')}, h
+
+def headline(model, result):
+    "Put the headline, if it has been measured, where `mnistgen list` finds it."
+    if row := next((r for r in result['rows'] if r['way'] == HEADLINE[model]), None):
+        file = top/'mnistgen'/'weights'/'scores.json'
+        scores = json.loads(file.read_text()) if file.exists() else {}
+        scores[model] = dict(weights=result['weights'], way=row['way'], FD=row['train']['FD'], floor=row['floor']['train']['FD'], precision=row['train']['precision'], recall=row['train']['recall'], confident=row['confident'])
+        file.write_text(json.dumps(scores, indent=1) + '\n')
 
 def main(model, only, states):
     import mnistgen
@@ -80,6 +85,7 @@ def main(model, only, states):
     def put(rows, row):
         rows.append(row)
         write_atomically(path, lambda tmp: tmp.write_text(json.dumps(result, indent=1) + '\n'))
+        headline(model, result)
     for way in PLANS[model]:
         if only in name_of(way) and all(r['way'] != way for r in result['rows']): put(result['rows'], measure(g, weights, way, about))
     for state in states:
@@ -87,11 +93,6 @@ def main(model, only, states):
         for kind, generator in generators.items():
             facts = dict(step=h['step'], epoch=h.get('start', {}).get('epochs', 0) + len(h['history']), lr=h['history'][-1]['lr'], weights='averaged' if kind == 'average' else 'raw')
             if all({k: r[k] for k in facts} != facts for r in result['averaging']): put(result['averaging'], measure(generator, f"{h['checksum']}-{kind}", AVERAGING, about | facts))
-    if row := next((r for r in result['rows'] if r['way'] == HEADLINE[model]), None):
-        file = top/'mnistgen'/'weights'/'scores.json'
-        scores = json.loads(file.read_text()) if file.exists() else {}
-        scores[model] = dict(weights=weights, way=row['way'], FD=row['train']['FD'], floor=row['floor']['train']['FD'], precision=row['train']['precision'], recall=row['train']['recall'], confident=row['confident'])
-        file.write_text(json.dumps(scores, indent=1) + '\n')
 
 if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

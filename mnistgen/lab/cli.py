@@ -26,13 +26,17 @@ def list_models(
     if not rows: raise ValueError(f'no bundled weights in this installation ({WEIGHTS} has none): train a model, or reinstall mnistgen')
     print('\n'.join(r['name'] for r in rows) if names else rows)
 
-# %% ../../nbs/lab/cli.ipynb #29c68241
+# %% ../../nbs/lab/cli.ipynb #92b24efe
 def _digits(text):
     "'7' or '0,1,2' as an integer or a list of them."
     if text is None: return None
     try: digits = [int(l) for l in text.split(',')]
     except ValueError: raise ValueError(f"labels '{text}': give digits separated by commas, such as 7 or 0,1,2") from None
     return digits[0] if len(digits) == 1 else digits
+
+def _warn(g):
+    "One line where a model must be sampled from without the engine."
+    if not g.plain and g.device.type == 'cpu' and why_plain(): print(f'{why_plain()}: sampling takes the slower, plain way', file=sys.stderr)
 
 def sample(
     model:str, # name of a model (see mnistgen list), or a .safetensors file
@@ -57,7 +61,7 @@ def sample(
     args = dict(n=n, labels=labels, w=w, sampler=sampler, steps=steps, eta=eta, seed=seed)
     plan = g.plan(**args)
     path = check_writable(out)
-    if not plain and g.device.type == 'cpu' and why_plain(): print(f'{why_plain()}: sampling takes the slower, plain way', file=sys.stderr)
+    _warn(g)
     pixels = to_uint8(g.sample(**args, progress=sys.stderr.isatty()))
     def write(tmp):
         if path.suffix == '.png': return save_grid(pixels, tmp)
@@ -92,7 +96,7 @@ def train(
         print(f"{folder/name}.safetensors: {last['epoch']} epoch{'s'[:last['epoch'] != 1]}, train loss {last['train_loss']:.4f}, eval loss {last['eval_loss']:.4f}")
         print(f"{folder/name}-epoch-{last['epoch']:03d}.png: what it draws; more with: mnistgen sample {folder/name}.safetensors --out digits.png")
 
-# %% ../../nbs/lab/cli.ipynb #f7054812
+# %% ../../nbs/lab/cli.ipynb #590492a5
 def _images_of(path, n, labels):
     "Images, and the digits asked for, from .npy files."
     import zipfile, numpy as np
@@ -109,12 +113,25 @@ def _images_of(path, n, labels):
     n = len(images) if n is None else whole('n', n, 2, len(images))
     return images[:n], None if labels is None else labels[:n]
 
+def _samples_of(model, n, labels, seed, device, plain, **choices):
+    "A function that draws samples of a model, the digits asked for, and how, for the record. All mistakes come to light before it draws."
+    g, n = load(model, device, plain), whole('n', 10_000 if n is None else n, 2)
+    labels = _digits(labels)
+    if g.labels and labels is None: labels = torch.multinomial(load_images().labels.bincount().double(), n, True, generator=generator('evaluate', seed))
+    args = dict(n=n, labels=labels, seed=seed, **choices)
+    plan = g.plan(**args)
+    def draw():
+        _warn(g)
+        return g.sample(**args, progress=sys.stderr.isatty())
+    return draw, plan['labels'], dict(model=model, sampler=plan['sampler'], steps=plan['steps'], **plan['kw'], **{k: v for k, v in choices.items() if k == 'w' and v is not None}, seed=seed, weights=g.header.get('checksum'))
+
 def _most_memory():
     "The most memory this process has had, in MB; None where the system does not say."
     try: import resource
     except ImportError: return None
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss//(2**20 if sys.platform == 'darwin' else 2**10)
 
+# %% ../../nbs/lab/cli.ipynb #e216898d
 def evaluate(
     model:str, # name of a model (see mnistgen list), a .safetensors file, or FILE.npy with images (uint8, n×28×28)
     n:int=None, # number of images (default: 10000, or all that are in the file)
@@ -133,36 +150,28 @@ def evaluate(
     import json as js, time
     from mnistgen.lab import evaluation
     if out is not None and Path(out).suffix != '.png': raise ValueError(f'--out {out}: give a file that ends in .png')
-    start, about = time.time(), dict(model=model, seed=seed)
+    choices = dict(sampler=sampler, steps=steps, eta=eta, w=w)
     if model.endswith('.npy'):
-        for k, v in dict(sampler=sampler, steps=steps, eta=eta, w=w).items():
+        for k, v in choices.items():
             if v is not None: raise ValueError(f'--{k} {v}: the images of {model} are drawn already, leave it out')
         images, digits = _images_of(model, n, labels)
-        about = dict(file=model)
-    else:
-        g = load(model, device, plain)
-        n = whole('n', 10_000 if n is None else n, 2)
-        digits = torch.multinomial(load_images().labels.bincount().double(), n, True, generator=generator('evaluate', seed)) if g.labels and labels is None else _digits(labels)
-        args = dict(n=n, labels=digits, w=w, sampler=sampler, steps=steps, eta=eta, seed=seed)
-        plan = g.plan(**args)
-        about |= dict(sampler=plan['sampler'], steps=plan['steps'], **plan['kw'], **({} if w is None else dict(w=w)), weights=g.header.get('checksum'))
-    digits = check_labels(digits, len(images) if model.endswith('.npy') else n)
-    if digits is not None: digits = digits.cpu()
+        draw, about = lambda: images, dict(file=model)
+    else: draw, digits, about = _samples_of(model, n, labels, seed, device, plain, **choices)
     if out: check_writable(out)
-    if not model.endswith('.npy'): images = g.sample(**args, progress=sys.stderr.isatty())
-    sampled = time.time()
-    judge = evaluation.the_judge()
+    start = time.time()
+    images = draw()
+    sampled, judge = time.time(), evaluation.the_judge()
     seen = judge.look(images)
     scores = judge.score(seen, digits)
+    how = ', '.join(f'{k} {v}' for k, v in about.items() if k != 'weights')
     about |= dict(seconds=dict(sampling=round(sampled - start, 1), scoring=round(time.time() - sampled, 1)), memory_mb=_most_memory())
     if out:
         from mnistgen.lab.plotting import save_grid
         from mnistgen.lab.training import write_atomically
-        rows = evaluation.neighbours(seen)
-        write_atomically(out, lambda tmp: save_grid(rows, tmp, ncol=min(16, len(images))))
+        write_atomically(out, lambda tmp: save_grid(evaluation.neighbours(seen), tmp, ncol=min(16, len(seen))))
     if json: print(js.dumps(about | scores)); return
     print(scores)
-    print(f"{', '.join(f'{k} {v}' for k, v in about.items() if k in ('model', 'file', 'sampler', 'steps', 'eta', 'seed'))}; sampled in {about['seconds']['sampling']:.0f} s, scored in {about['seconds']['scoring']:.0f} s" + (f", {about['memory_mb']} MB of memory at most" if about['memory_mb'] else ''))
+    print(f"{how}; sampled in {about['seconds']['sampling']:.0f} s, scored in {about['seconds']['scoring']:.0f} s" + (f", {about['memory_mb']} MB of memory at most" if about['memory_mb'] else ''))
     if out: print(f'{out}: the samples nearest to training images over those, and the first samples over theirs')
 
 # %% ../../nbs/lab/cli.ipynb #faa9ce05
