@@ -66,11 +66,12 @@ def of_state(path):
 
 def headline(model, result):
     "Put the headline, if it has been measured, where `mnistgen list` finds it."
+    from mnistgen.lab.training import write_atomically
     if row := next((r for r in result['rows'] if r['way'] == HEADLINE[model]), None):
         file = top/'mnistgen'/'weights'/'scores.json'
         scores = json.loads(file.read_text()) if file.exists() else {}
         scores[model] = dict(weights=result['weights'], way=row['way'], FD=row['train']['FD'], floor=row['floor']['train']['FD'], precision=row['train']['precision'], recall=row['train']['recall'], confident=row['confident'])
-        file.write_text(json.dumps(scores, indent=1) + '\n')
+        write_atomically(file, lambda tmp: tmp.write_text(json.dumps(scores, indent=1) + '\n'))
 
 def main(model, only, states):
     import mnistgen

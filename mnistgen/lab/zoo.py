@@ -133,7 +133,7 @@ def sample(self:Generator,
             out.append(images.cpu())
     return torch.cat(out)
 
-# %% ../../nbs/lab/zoo.ipynb #1af056e6
+# %% ../../nbs/lab/zoo.ipynb #cff2a5c5
 def weights_of(
     model # a name, or the path of a .safetensors file
 ) -> Path:
@@ -166,6 +166,7 @@ def load(
     try: return assemble(tensors, header, device, plain)
     except (KeyError, TypeError, RuntimeError) as e: raise ValueError(f'{path}: not the weights of a model of this version ({type(e).__name__}: {str(e).splitlines()[0]})') from None
 
+# %% ../../nbs/lab/zoo.ipynb #84bff6e7
 def epochs_of(
     header # of a checkpoint, or the record of a run
 ) -> int:
