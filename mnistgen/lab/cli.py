@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'list_models', 'sample', 'train', 'evaluate', 'main']
 
-# %% ../../nbs/lab/cli.ipynb #9588c299
+# %% ../../nbs/lab/cli.ipynb #acbace0f
 import os, sys
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from fastcore.script import anno_parser, store_true
 
 from .data import check_labels, generator, load_images, whole
 from .engine import why_plain
-from .training import check_writable
+from .training import check_writable, read_header
 from .zoo import MODELS, WEIGHTS, find_model, load, models, train_model
 
 # %% ../../nbs/lab/cli.ipynb #c002b4c8
@@ -70,13 +70,14 @@ def sample(
     write_atomically(path, write)
     print(f"{path}: {n} image{'s'[:n != 1]} of {model}, {plan['sampler']} with {plan['steps']} steps, seed {seed}")
 
-# %% ../../nbs/lab/cli.ipynb #b76d558a
+# %% ../../nbs/lab/cli.ipynb #13c825b9
 def _speaks(): return os.environ.get('RANK', '0') == '0'             # of several processes that a launcher started, the first
 
 def train(
     model:str, # name of a model, or all
     budget:str='quick', # quick (minutes on a laptop) or report (the report's own table; a GPU helps)
     epochs:int=None, # instead of the budget's
+    minutes:float=None, # of training, instead of epochs: ends by the clock
     batch_size:int=None, # instead of the budget's
     seed:int=None, # of weights, order and noise (default: 0)
     resume:store_true=False, # go on with the run in the folder
@@ -90,10 +91,10 @@ def train(
     if limit is not None: whole('limit', limit, 1)
     for name in MODELS if model == 'all' else [find_model(model).name]:
         folder = Path(out)/name if out and model == 'all' else Path(out) if out else Path('runs')/name
-        record = train_model(name, budget, epochs, batch_size, seed, folder, resume, device, plain, limit, start)
+        record = train_model(name, budget, epochs, minutes, batch_size, seed, folder, resume, device, plain, limit, start)
         if not _speaks(): continue
-        last = record['history'][-1]
-        print(f"{folder/name}.safetensors: {last['epoch']} epoch{'s'[:last['epoch'] != 1]}, train loss {last['train_loss']:.4f}, eval loss {last['eval_loss']:.4f}")
+        last, epochs = record['history'][-1], read_header(folder/f'{name}.safetensors')['epochs']
+        print(f"{folder/name}.safetensors: {epochs:g} epoch{'s'[:epochs != 1]}, train loss {last['train_loss']:.4f}, eval loss {last['eval_loss']:.4f}")
         print(f"{folder/name}-epoch-{last['epoch']:03d}.png: what it draws; more with: mnistgen sample {folder/name}.safetensors --out digits.png")
 
 # %% ../../nbs/lab/cli.ipynb #590492a5

@@ -6,8 +6,8 @@
 __all__ = ['MODELS', 'SAMPLERS', 'Model', 'find_model', 'Generator', 'weights_of', 'assemble', 'load', 'epochs_of', 'models',
            'preview', 'train_model']
 
-# %% ../../nbs/lab/zoo.ipynb #6dc7f35b
-import json
+# %% ../../nbs/lab/zoo.ipynb #5b624eba
+import json, time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from ..unet import UNet
 from ..ddpm import DDPM, Noise, sample_ddpm
 from ..ddim import sample_ddim
 
-# %% ../../nbs/lab/zoo.ipynb #48738731
+# %% ../../nbs/lab/zoo.ipynb #5d8d4417
 @dataclass(frozen=True)
 class Model:
     "A model that can be trained and loaded by name."
@@ -31,6 +31,7 @@ class Model:
     network: dict              # arguments of UNet
     recipes: dict              # {budget: Recipe}
     sampling: dict             # the sampler, steps and eta that are used when none are asked for
+    space: type = Pixels       # what it works in
     labels: bool = False       # can it be asked for a digit?
 
 MODELS = {m.name: m for m in [
@@ -133,7 +134,7 @@ def sample(self:Generator,
             out.append(images.cpu())
     return torch.cat(out)
 
-# %% ../../nbs/lab/zoo.ipynb #cff2a5c5
+# %% ../../nbs/lab/zoo.ipynb #f3ff2823
 def weights_of(
     model # a name, or the path of a .safetensors file
 ) -> Path:
@@ -153,7 +154,7 @@ def assemble(
     entry = find_model(header['model'])
     net = UNet(**header['network'])
     net.load_state_dict({k: v.float() for k, v in tensors.items()})
-    return Generator(net, DDPM(**header['process_config']), Pixels(), entry.sampling, entry.labels, header, device, plain)
+    return Generator(net, DDPM(**header['process_config']), entry.space(), entry.sampling, entry.labels, header, device, plain)
 
 def load(
     model, # a name such as 'ddpm', or the path of a .safetensors file that mnistgen train wrote
@@ -186,7 +187,7 @@ def models() -> Table: # a row for each bundled model: name, parameters, epochs,
         rows.append({'name': name, 'parameters': h['parameters'], 'epochs': epochs_of(h), 'train_loss': h['train_loss'], 'eval_loss': h['eval_loss'], 'FD': s.get('FD'), 'FD of real digits': s.get('floor'), 'samples judged': how})
     return Table(rows)
 
-# %% ../../nbs/lab/zoo.ipynb #58cec7cb
+# %% ../../nbs/lab/zoo.ipynb #35b53ee2
 def preview(
     process, space, # of the model
     sampling, # of the model; drawn in 100 steps
@@ -202,29 +203,32 @@ def _start_from(weights, net, process):
     tensors, h = load_checkpoint(path)
     for what, mine in (('network', net.config), ('process_config', process.config)):
         theirs = h.get(what) or {}
+        if what == 'process_config': theirs = DDPM(**theirs).config       # with the defaults of what was added since
         if differ := [f'{k} {theirs.get(k)}' for k, v in mine.items() if json.dumps(theirs.get(k)) != json.dumps(v)]: raise ValueError(f"{path}: cannot be trained further here, its {what.split('_')[0]} has {', '.join(differ)}")
     net.load_state_dict({k: v.float() for k, v in tensors.items()})
     return dict(checksum=h['checksum'], epochs=epochs_of(h), eval_loss=h['eval_loss'])
 
-# %% ../../nbs/lab/zoo.ipynb #f5168bf5
+# %% ../../nbs/lab/zoo.ipynb #71c18543
 def train_model(
     name, # of a model
     budget='quick', # 'quick' or 'report'
-    epochs=None, batch_size=None, # instead of the recipe's
+    epochs=None, minutes=None, batch_size=None, # instead of the recipe's; minutes end it by the clock, whatever the epochs
     seed=None,
     out=None, # folder; None: runs/NAME
     resume=False, # go on with the run in that folder
     device='auto', plain=False,
     limit=None, # use only the first so many training images, for a trial
-    start=None # train these weights further: a name, or the path of a .safetensors file
+    start=None, # train these weights further: a name, or the path of a .safetensors file
+    since=None # the time.time() from which the minutes count; None: from the first step
 ) -> dict: # the record of the run
     "Train a model by name, into a folder. Its weights can be given to `load`."
     model = find_model(name)
-    changes = {k: v for k, v in dict(epochs=epochs, batch_size=batch_size, seed=seed).items() if v is not None}
+    if epochs is not None and minutes is not None: raise ValueError(f'{epochs} epochs and {minutes} minutes: give one of the two')
+    changes = {k: v for k, v in dict(epochs=epochs, minutes=minutes, batch_size=batch_size, seed=seed).items() if v is not None}
     recipe = _choose('budget', budget, model.recipes)
-    if changes: recipe = replace(recipe, **changes, stages=None if 'epochs' in changes else recipe.stages)
+    if changes: recipe = replace(recipe, **changes, stages=None if {'epochs', 'minutes'} & changes.keys() else recipe.stages, **(dict(epochs=10_000) if minutes else {}))
     train, test = [load_images(split=s) for s in ('train', 'test')]
-    pixels, device, space = train.pixels[:limit], pick_device(device), Pixels()
+    pixels, device, space = train.pixels[:limit], pick_device(device), model.space()
     whole('batch size', recipe.batch_size, 1, len(pixels))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
@@ -233,4 +237,4 @@ def train_model(
     before = {} if start is None else dict(start=_start_from(start, net, process))
     batches = [Batches(x.to(device), batch_size=b, seed=recipe.seed, transform=space.encode) for x, b in ((pixels, recipe.batch_size), (test.pixels[:limit], min(250, limit or 250)))]
     header = dict(budget=', '.join([budget, *(f'but {k} {v}' for k, v in changes.items())]), network=net.config, process_config=process.config, data=dict(name='mnist', images=len(pixels), range=[-1, 1]), **before)
-    return Trainer(name, net, process, *batches, recipe, out or Path('runs')/name, device, preview(process, space, model.sampling, plain=plain), header, plain).fit(resume)
+    return Trainer(name, net, process, *batches, recipe, out or Path('runs')/name, device, preview(process, space, model.sampling, plain=plain), header, plain, 0. if since is None else time.time() - since).fit(resume)

@@ -1,0 +1,143 @@
+"""What a few minutes of CPU are worth: `make speedrun` (10 minutes of training) or `make speedrun MINUTES=60`.
+
+Trains for MINUTES of wall clock from a cold start (imports and compilation count), draws 10,000 digits in 50 evaluations of the network each,
+judges them, prints the row beside those of the same minutes that were measured before, and draws the grid.
+
+    python benchmarks/speedrun.py --minutes 10 --all --seeds 2      # every contender, one after the other, each in a fresh process
+
+The contenders:
+- mnistgen:    the recipe of this library: `quick` of `ddpm` up to half an hour, of `ddpm-fast` beyond
+- tutorial:    diffusers' UNet2DModel and DDPMScheduler as its tutorial trains them: float32, batch 16, AdamW 1e-4 with 500 steps of warm-up and a cosine, the linear schedule, ε
+- report:      the report's recipe with the same classes: AdamW 1e-3 with a cosine, EMA 0.995, the cosine schedule, ε; at diffusers' best speed (bfloat16, torch.compile), batch 128
+All have the report's UNet but for `ddpm-fast`. The samples of all are drawn by this library, which has been tested to be equal to diffusers."""
+import argparse, contextlib, json, math, os, subprocess, sys, tempfile, time
+from pathlib import Path
+
+top = Path(__file__).resolve().parent.parent
+CONTENDERS = 'mnistgen', 'tutorial', 'report'
+SAMPLING = dict(sampler='ddim', steps=50, eta=1.)
+
+# ---- in a worker: train until the time is up, write weights
+
+def ours(model, minutes, seed, out, start):
+    from mnistgen.lab.zoo import train_model
+    record = train_model(model, 'quick', minutes=minutes, seed=seed, out=out, device='cpu', since=start)
+    last = record['history'][-1]
+    return dict(steps=last['step'], batch=record['recipe']['batch_size'], seconds=record['setup_seconds'] + sum(e['seconds'] for e in record['history']), weights=str(out/f'{model}.safetensors'))
+
+def theirs(kind, minutes, seed, out, start):
+    "diffusers' network, scheduler and average, trained in its documented way."
+    import torch
+    import torch.nn.functional as F
+    from diffusers import DDPMScheduler
+    from diffusers.training_utils import EMAModel
+    from engine import half, reference
+    from mnistgen.ddpm import DDPM
+    from mnistgen.lab.data import load_images, normalize, reflect_pad
+    from mnistgen.lab.training import Recipe, save_checkpoint
+    from mnistgen.unet import UNet
+    torch.manual_seed(seed)
+    contender, B, recipe = ('eager', 16, Recipe(lr=1e-4, lr_min=0., warmup=500)) if kind == 'tutorial' else ('best', 128, Recipe())
+    schedule = 'linear' if kind == 'tutorial' else 'cosine'
+    net, run = reference(contender, 'pixel')
+    scheduler = DDPMScheduler(beta_schedule={'linear': 'linear', 'cosine': 'squaredcos_cap_v2'}[schedule])
+    optimizer = torch.optim.AdamW(net.parameters(), recipe.lr, weight_decay=recipe.weight_decay if kind == 'report' else .01, **({'fused': True} if contender == 'best' else {}))
+    ema = EMAModel(net.parameters(), decay=.995) if kind == 'report' else None
+    images, step, first, n = load_images().pixels, 0, None, len(load_images().pixels)//B
+    while (now := time.time() - start) < 60*minutes:
+        if step % n == 0: order = torch.randperm(len(images))
+        x = reflect_pad(normalize(images[order[step % n*B:][:B]]), 32)
+        if contender == 'best': x = x.contiguous(memory_format=torch.channels_last)
+        ε, t = torch.randn_like(x), torch.randint(1000, (B,))
+        with half(contender): out_ = run(scheduler.add_noise(x, ε, t), t).sample
+        loss = F.mse_loss(out_.float(), ε)
+        loss.backward()
+        # the rate follows the clock, as ours does: the time of the first steps, with the compilation in it, is not projected
+        first = first or (now, step) if step < 20 else first
+        total = step + math.ceil((60*minutes - now)*(step - first[1])/(now - first[0])) if step > first[1] else 10**9
+        for g in optimizer.param_groups: g['lr'] = recipe.lr_at(step, total)
+        optimizer.step(); optimizer.zero_grad()
+        if ema: ema.step(net.parameters())
+        step += 1
+    spent = time.time() - start
+    if ema: ema.copy_to(net.parameters())
+    mine = UNet.from_diffusers({k: v.contiguous() for k, v in net.state_dict().items()}, pad_to=32)
+    process = DDPM(schedule=schedule)
+    save_checkpoint(out/'ddpm.safetensors', mine.state_dict(), dict(model='ddpm', network=mine.config, process_config=process.config, epochs=round(step*B/len(images), 2), train_loss=None, eval_loss=None))
+    return dict(steps=step, batch=B, seconds=spent, weights=str(out/'ddpm.safetensors'))
+
+# ---- in another: draw and judge
+
+def judge(weights, n, grid):
+    import torch, mnistgen
+    from mnistgen.lab.data import to_uint8
+    from mnistgen.lab.evaluation import evaluate
+    from mnistgen.lab.plotting import save_grid
+    g, start = mnistgen.load(weights, 'cpu'), time.time()
+    images = g.sample(n, **SAMPLING, seed=0)
+    drawn = time.time() - start
+    save_grid(images[:64], grid)
+    s = evaluate(to_uint8(images))
+    keep = ('FD', 'FD∞', 'precision', 'recall')
+    return dict(n=n, sampling=SAMPLING, drawn=drawn, parameters=sum(p.numel() for p in g.net.parameters()), confident=s['confident'], border=s['border'], chi2=s['chi2'], novelty=s['novelty'], **{k: s['train'][k] for k in keep},
+                floor={k: s['floor']['train'][k] for k in keep} | {k: s['floor'][k] for k in ('confident', 'border')})
+
+# ---- in the parent
+
+def call(*args):
+    "This script in a fresh process, with the last line of what it prints."
+    start = time.time()
+    p = subprocess.run([sys.executable, __file__, '--worker', json.dumps([*args, start])], env=os.environ | {'PYTHONPATH': str(top)}, stdout=subprocess.PIPE, text=True)
+    if p.returncode: sys.exit(f'{args[0]}: failed')
+    return json.loads(p.stdout.splitlines()[-1])
+
+def work(job, *args):
+    *args, start = args
+    if job == 'judge': return judge(*args)
+    contender, model, minutes, seed, out = args
+    return ours(model, minutes, seed, Path(out), start) if contender == 'mnistgen' else theirs(contender, minutes, seed, Path(out), start)
+
+def row(r):
+    "What is printed of a measurement."
+    pm = lambda k, f: f'{r[k]:{f}}'
+    return {'contender': r['contender'], 'seed': r['seed'], 'steps': r['steps'], 'batch': r['batch'], 'images/s': f"{r['steps']*r['batch']/r['seconds']:.0f}", 'FD': pm('FD', '.2f'), 'FD / real': f"{r['FD']/r['floor']['FD']:.1f}",
+            'precision': pm('precision', '.3f'), 'recall': pm('recall', '.3f'), 'confident': pm('confident', '.1%'), 'border': pm('border', '.2f')}
+
+def main(minutes, contenders, seeds, n, out):
+    sys.path.insert(0, str(top))
+    from mnistgen.lab.engine import device_info, pick_device
+    from mnistgen.lab.training import versions, write_atomically
+    from mnistgen.lab.plotting import Table
+    model = 'ddpm-fast' if minutes > 30 else 'ddpm'
+    path, out = top/'results'/f'speedrun-{minutes:g}.json', Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    rows = json.loads(path.read_text()) if path.exists() else []
+    for seed in seeds:
+        for contender in contenders:
+            with tempfile.TemporaryDirectory() as tmp:
+                print(f'{contender}, seed {seed}: {minutes:g} minutes of training …', file=sys.stderr, flush=True)
+                trained = call('train', contender, model, minutes, seed, tmp)
+                assert trained['seconds'] < 60*minutes + 5, trained
+                print(f"{trained['steps']:,} steps of {trained['batch']}; drawing and judging {n:,} …", file=sys.stderr, flush=True)
+                grid = out/f'speedrun-{minutes:g}-{contender}-{seed}.png'
+                r = dict(contender=contender, seed=seed, minutes=minutes, model=model if contender == 'mnistgen' else 'ddpm', device=device_info(pick_device('cpu'))['name'], **{k: v for k, v in versions().items() if k in ('torch', 'commit')},
+                         **{k: v for k, v in trained.items() if k != 'weights'}, **call('judge', trained['weights'], n, str(grid)))
+                (out/f'speedrun-{minutes:g}-{contender}-{seed}.safetensors').write_bytes(Path(trained['weights']).read_bytes())
+            rows = [q for q in rows if (q['contender'], q['seed'], q['n']) != (contender, seed, n)] + [r]
+            write_atomically(out/path.name, lambda tmp: tmp.write_text(json.dumps(rows, indent=1) + '\n'))
+            print(Table([row(r)]), f'the digits: {grid}', sep='\n', flush=True)
+    floor = rows[0]['floor']
+    print(f'\n{minutes:g} minutes, {n:,} samples by {SAMPLING["sampler"]}-{SAMPLING["steps"]}, η = {SAMPLING["eta"]:g}; {rows[0]["device"]}')
+    print(Table([row(r) for r in sorted(rows, key=lambda r: (r['contender'], r['seed']))] + [{'contender': 'real digits', 'FD': f"{floor['FD']:.2f}", 'FD / real': '1', **{k: f'{floor[k]:.3f}' for k in ('precision', 'recall')}, 'confident': f"{floor['confident']:.1%}", 'border': f"{floor['border']:.2f}"}]))
+    mean = lambda c: sum(fds)/len(fds) if (fds := [r['FD'] for r in rows if r['contender'] == c]) else None
+    for c in CONTENDERS[1:]:
+        if mean(c) and mean('mnistgen'): print(f"FD against {c}: {mean(c)/mean('mnistgen'):.1f} times smaller")
+
+if __name__ == '__main__':
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--minutes', type=float, default=10.); p.add_argument('--only', choices=CONTENDERS, default='mnistgen'); p.add_argument('--all', action='store_true')
+    p.add_argument('--seeds', type=int, default=1, help='how many, from --seed on'); p.add_argument('--seed', type=int, default=0); p.add_argument('--n', type=int, default=10_000)
+    p.add_argument('--out', default=str(top/'runs'/'speedrun')); p.add_argument('--worker')
+    a = p.parse_args()
+    if a.worker: print(json.dumps(work(*json.loads(a.worker))))
+    else: main(a.minutes, CONTENDERS if a.all else [a.only], range(a.seed, a.seed + a.seeds), a.n, a.out)
