@@ -40,18 +40,21 @@ idea('folded', '2×2 pixels as channels: no wide maps', 'Shi et al., 2016', 'v',
 
 FOLD = dict(in_channels=4, out_channels=4, head_dim=32)
 idea('crops, folded', 'both: 12×12, 6×6 and 3×3 positions', '', 'v', space='Folded', network=dict(channels=(64, 96, 96), pad_to=None, attention=(False,)*3, **FOLD))
-idea('crops, folded, wider', 'the time saved, spent on channels', '', 'crops, folded', network=dict(channels=(64, 128, 128), pad_to=None, attention=(False,)*3, **FOLD))
-idea('crops, folded, batch 128', 'small maps want large batches', '', 'crops, folded', recipe=dict(batch_size=128))
 
 idea('crops, folded, logit-normal', 'what gained alone, together', '', 'crops, folded', process=dict(times='logit-normal'))
 idea('crops, folded, logit-normal, Muon', 'what gained alone, together', '', 'crops, folded, logit-normal', recipe=dict(optimizer='muon'))
 idea('crops, folded, logit-normal, Muon, batch 128', 'Muon costs the same for any batch', '', 'crops, folded, logit-normal, Muon', recipe=dict(batch_size=128))
 
-idea('logit-normal, Muon', 'what gained alone, together', '', 'logit-normal times', recipe=dict(optimizer='muon'))
 idea('crops, folded, logit-normal, batch 128', 'small maps want large batches', '', 'crops, folded, logit-normal', recipe=dict(batch_size=128))
-idea('crops, folded, logit-normal, Muon, wider', 'the time saved, spent on channels', '', 'crops, folded, logit-normal, Muon', network=dict(channels=(64, 128, 128), pad_to=None, attention=(False,)*3, **FOLD))
-idea('crops, folded, logit-normal, Muon, attention', 'what is far apart belongs together', '', 'crops, folded, logit-normal, Muon', network=dict(channels=(64, 96, 96), pad_to=None, attention=(False, True, True), **FOLD))
-idea('crops, folded, logit-normal, Muon, spread', 'less noise in the gradient', '', 'crops, folded, logit-normal, Muon', trainer='Stratified')
+BEST = 'crops, folded, logit-normal, Muon, batch 128'
+idea(BEST + ', wider', 'the time saved, spent on channels', '', BEST, network=dict(channels=(64, 128, 128), pad_to=None, attention=(False,)*3, **FOLD))
+idea(BEST + ', spread evenly', 'less noise in the gradient', 'Kingma et al., 2021', BEST, trainer='Stratified')
+idea(BEST + ', rate 2e-3', 'it bears more', '', BEST, recipe=dict(lr=2e-3))
+idea(BEST + ', transport', 'straighter ways', 'Pooladian et al., 2023', BEST, trainer='Transport')
+idea(BEST + ', attention', 'what is far apart belongs together', '', BEST, network=dict(channels=(64, 96, 96), pad_to=None, attention=(False, True, True), **FOLD))
+
+idea('logit-normal, Muon', "and in the report's own network", '', 'logit-normal times', recipe=dict(optimizer='muon'))
+idea('logit-normal, Muon, batch 128', "and in the report's own network", '', 'logit-normal, Muon', recipe=dict(batch_size=128))
 
 # ---- the ideas that are not part of the library
 
