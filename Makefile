@@ -1,6 +1,7 @@
 # make demo       digits from every bundled model, in demo/
 # make test       every test
 # make site       the site, in _docs/ (with Quarto where it is installed, else with smalldocs)
+# make speedrun   ten minutes of training, then 10,000 digits and what they are worth, in runs/speedrun/ (MINUTES=60: an hour)
 # make notebooks  run every notebook again and save its outputs, export the library, write README.md
 # make clean      remove what can be made again
 #
@@ -11,7 +12,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test site notebooks clean
+.PHONY: demo test site speedrun notebooks clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -42,6 +43,10 @@ test: $(VENV)/.installed-dev
 
 site: $(VENV)/.installed-dev
 	@$(BIN)/python tools/site.py
+
+speedrun: MINUTES ?= 10
+speedrun: $(VENV)/.installed
+	@$(BIN)/python benchmarks/speedrun.py --minutes $(MINUTES)
 
 notebooks: $(VENV)/.installed-dev
 	$(BIN)/nbdev_export

@@ -25,7 +25,7 @@ idea('x0', 'the same, more so', 'Salimans & Ho, 2022', 'warm-up, clipping', proc
 idea('v, weighted as ε', 'is it the weights of the times, or what is asked for?', '', 'warm-up, clipping', process=dict(predict='v', weighting='eps'))
 idea('v, min-SNR', 'easy times shall not outweigh the rest', 'Hang et al., 2023', 'v', process=dict(weighting='min-snr'))
 idea('v, weighted as x0', 'more weight on high noise', 'Salimans & Ho, 2022', 'v', process=dict(weighting='x0'))
-idea('logit-normal times', 'the middle is where it is decided', 'Esser et al., 2024', 'v', process=dict(times='logit-normal'))
+idea('logit-normal', 'the middle is where it is decided', 'Esser et al., 2024', 'v', process=dict(times='logit-normal'))
 idea('zero SNR, trailing', 'training and sampling begin at the same, pure noise', 'Lin et al., 2024', 'v', process=dict(zero_snr=True), spacing='trailing')
 idea('batch 32', 'more steps still', '', 'v', recipe=dict(batch_size=32))
 idea('batch 128', 'a better gradient', '', 'v', recipe=dict(batch_size=128))
@@ -42,18 +42,19 @@ FOLD = dict(in_channels=4, out_channels=4, head_dim=32)
 idea('crops, folded', 'both: 12×12, 6×6 and 3×3 positions', '', 'v', space='Folded', network=dict(channels=(64, 96, 96), pad_to=None, attention=(False,)*3, **FOLD))
 
 idea('crops, folded, logit-normal', 'what gained alone, together', '', 'crops, folded', process=dict(times='logit-normal'))
-idea('crops, folded, logit-normal, Muon', 'what gained alone, together', '', 'crops, folded, logit-normal', recipe=dict(optimizer='muon'))
-idea('crops, folded, logit-normal, Muon, batch 128', 'Muon costs the same for any batch', '', 'crops, folded, logit-normal, Muon', recipe=dict(batch_size=128))
-
 idea('crops, folded, logit-normal, batch 128', 'small maps want large batches', '', 'crops, folded, logit-normal', recipe=dict(batch_size=128))
-BEST = 'crops, folded, logit-normal, Muon, batch 128'
+BEST = 'crops, folded, logit-normal, batch 128, Muon'
+idea(BEST, 'all directions of a kernel learn at the same rate', 'Jordan et al., 2024', 'crops, folded, logit-normal, batch 128', recipe=dict(optimizer='muon'))
 idea(BEST + ', wider', 'the time saved, spent on channels', '', BEST, network=dict(channels=(64, 128, 128), pad_to=None, attention=(False,)*3, **FOLD))
 idea(BEST + ', spread evenly', 'less noise in the gradient', 'Kingma et al., 2021', BEST, trainer='Stratified')
 idea(BEST + ', rate 2e-3', 'it bears more', '', BEST, recipe=dict(lr=2e-3))
+idea(BEST + ', rate 4e-3', 'even more', '', BEST + ', rate 2e-3', recipe=dict(lr=4e-3))
+idea(BEST + ', rate 2e-3, batch 256', 'a better gradient bears a higher rate', '', BEST + ', rate 2e-3', recipe=dict(batch_size=256))
+idea(BEST + ', rate 2e-3, wider', 'the time saved, spent on channels', '', BEST + ', rate 2e-3', network=dict(channels=(64, 128, 128), pad_to=None, attention=(False,)*3, **FOLD))
 idea(BEST + ', transport', 'straighter ways', 'Pooladian et al., 2023', BEST, trainer='Transport')
 idea(BEST + ', attention', 'what is far apart belongs together', '', BEST, network=dict(channels=(64, 96, 96), pad_to=None, attention=(False, True, True), **FOLD))
 
-idea('logit-normal, Muon', "and in the report's own network", '', 'logit-normal times', recipe=dict(optimizer='muon'))
+idea('logit-normal, Muon', "and in the report's own network", '', 'logit-normal', recipe=dict(optimizer='muon'))
 idea('logit-normal, Muon, batch 128', "and in the report's own network", '', 'logit-normal, Muon', recipe=dict(batch_size=128))
 
 # ---- the ideas that are not part of the library
@@ -141,6 +142,7 @@ def main(names, minutes, seed, n, again, out):
         if p.returncode: sys.exit(f'{name}: failed')
         r = dict(**key, **IDEAS[name], device=device_info(pick_device('cpu'))['name'], **{k: v for k, v in versions().items() if k in ('torch', 'commit')}, **json.loads(p.stdout.splitlines()[-1]))
         rows = [q for q in (json.loads(PATH.read_text()) if PATH.exists() else []) if {k: q[k] for k in key} != key] + [r]
+        rows.sort(key=lambda r: (list(IDEAS).index(r['idea']), r['minutes'], r['seed']))
         write_atomically(PATH, lambda tmp: tmp.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + '\n'))
         print(f"{name} ({minutes:g} min, seed {seed}): {r['steps']} steps, {r['images_per_second']:.0f} images/s, FD {r['FD']:.2f} (∞ {r['FD∞']:.2f}; real {r['floor']:.2f}), P {r['precision']:.3f} R {r['recall']:.3f}, confident {r['confident']:.1%}, border {r['border']:.2f}", flush=True)
 

@@ -21,8 +21,11 @@ PLANS = {'ddpm': [
     *(dict(sampler='ddim', steps=100, eta=0., n=2000, seed=0, **b) for b in BLOCKS[:3]),
     *(dict(sampler='ddpm', steps=1000, n=2000, seed=0, **b) for b in BLOCKS),
     dict(sampler='ddpm', steps=1000, n=10_000, seed=0),
+], 'ddpm-fast': [
+    *(dict(sampler='ddim', steps=S, eta=eta, n=2000, seed=0) for eta in (0., 1.) for S in (10, 20, 50, 100, 250)),
+    dict(sampler='ddim', steps=50, eta=1., n=10_000, seed=0),
 ]}
-HEADLINE = {'ddpm': dict(sampler='ddim', steps=100, eta=1., n=10_000, seed=0)}     # what `mnistgen list` shows: the model's own way of sampling
+HEADLINE = {'ddpm-fast': dict(sampler='ddim', steps=50, eta=1., n=10_000, seed=0), 'ddpm': dict(sampler='ddim', steps=100, eta=1., n=10_000, seed=0)}     # what `mnistgen list` shows: the model's own way of sampling
 AVERAGING = dict(sampler='ddim', steps=50, eta=1., n=2000, seed=0)
 
 def name_of(way): return ' '.join(f'{k} {v}' for k, v in way.items())

@@ -6,7 +6,7 @@
 __all__ = ['MODELS', 'SAMPLERS', 'Model', 'find_model', 'Generator', 'weights_of', 'assemble', 'load', 'epochs_of', 'models',
            'preview', 'train_model']
 
-# %% ../../nbs/lab/zoo.ipynb #5b624eba
+# %% ../../nbs/lab/zoo.ipynb #ffd36c04
 import json, time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from fastcore.basics import patch
 
-from .data import Batches, Pixels, check_labels, load_images, whole
+from .data import Batches, Folded, Pixels, check_labels, load_images, whole
 from .plotting import Table
 from .engine import freeze, keep_memory, pick_device
 from .training import WEIGHTS, Recipe, Trainer, load_checkpoint, read_header
@@ -22,7 +22,7 @@ from ..unet import UNet
 from ..ddpm import DDPM, Noise, sample_ddpm
 from ..ddim import sample_ddim
 
-# %% ../../nbs/lab/zoo.ipynb #5d8d4417
+# %% ../../nbs/lab/zoo.ipynb #9f94783b
 @dataclass(frozen=True)
 class Model:
     "A model that can be trained and loaded by name."
@@ -37,7 +37,9 @@ class Model:
 MODELS = {m.name: m for m in [
     Model('ddpm', '01_ddpm', network=dict(channels=(32, 64, 96, 96), pad_to=32), sampling=dict(sampler='ddim', steps=100, eta=1.),
           recipes=dict(report=Recipe(epochs=100, batch_size=512, process=dict(predict='eps')),
-                       quick=Recipe(epochs=1, batch_size=64, warmup=100, clip_grad=1., process=dict(predict='v')))),
+                       quick=Recipe(epochs=3, batch_size=64, optimizer='muon', warmup=100, clip_grad=1., process=dict(predict='v', times='logit-normal')))),
+    Model('ddpm-fast', 'lab/speedrun', network=dict(channels=(64, 96, 96), in_channels=4, out_channels=4, pad_to=None, attention=(False,)*3, head_dim=32), space=Folded, sampling=dict(sampler='ddim', steps=50, eta=1.),
+          recipes=dict(quick=Recipe(epochs=7, batch_size=128, lr=2e-3, optimizer='muon', warmup=100, clip_grad=1., process=dict(predict='v', times='logit-normal')))),
 ]}
 
 SAMPLERS = {'ddpm': sample_ddpm, 'ddim': sample_ddim}
