@@ -1,0 +1,42 @@
+"The speedrun's two scripts, as whole command lines; the numbers they give on a real budget are in results/."
+import json, subprocess, sys
+from pathlib import Path
+
+import pytest
+
+top = Path(__file__).resolve().parent.parent
+
+def run(script, *argv): return subprocess.run([sys.executable, str(top/'benchmarks'/script), *argv], capture_output=True, text=True, cwd=top)
+
+@pytest.fixture(scope='module')
+def out(tmp_path_factory): return tmp_path_factory.mktemp('speedrun')
+
+@pytest.mark.parametrize('contender', ['ddpm-fast', 'tutorial'])
+def test_a_track(contender, out):
+    "The clock starts with the process and ends the training; samples are drawn, judged and shown beside what was measured before."
+    r = run('speedrun.py', '--minutes', '.5', '--n', '100', '--only', contender, '--out', str(out))
+    assert r.returncode == 0, r.stderr
+    rows = json.loads((out/'speedrun-0.5.json').read_text())
+    row = next(q for q in rows if q['contender'] == contender)
+    assert row['steps'] > 0 and row['seconds'] >= 29 and row['n'] == 100 and row['FD'] > row['floor']['FD'] > 0
+    assert all(w in r.stdout for w in ('steps', 'images/s', 'FD / real', 'real digits', contender))
+    assert (out/f'speedrun-0.5-{contender}-0.png').stat().st_size > 1000
+    import mnistgen
+    assert mnistgen.load(str(out/f'speedrun-0.5-{contender}-0.safetensors'), 'cpu').sample(2, steps=2).shape == (2, 1, 28, 28)
+
+def test_both_are_compared(out):
+    rows = json.loads((out/'speedrun-0.5.json').read_text())
+    assert {r['contender'] for r in rows} == {'ddpm-fast', 'tutorial'}
+
+@pytest.mark.parametrize('script, argv, words', [('speedrun.py', ['--only', 'nobody'], 'invalid choice'), ('ideas.py', ['no such idea'], 'unknown: no such idea')])
+def test_bad_arguments(script, argv, words):
+    r = run(script, *argv)
+    assert r.returncode == 2 and words in r.stderr.splitlines()[-1] and not r.stdout
+
+def test_the_log_is_of_these_ideas():
+    "Every line of the log is of an idea as it is now written down, and says what it was compared with."
+    sys.path.insert(0, str(top/'benchmarks'))
+    from ideas import IDEAS
+    log = json.loads((top/'results'/'speedrun-log.json').read_text())
+    for r in log: assert json.loads(json.dumps(IDEAS[r['idea']])) == {k: r[k] for k in IDEAS[r['idea']]}, r['idea']
+    assert [list(IDEAS).index(r['idea']) for r in log] == sorted(list(IDEAS).index(r['idea']) for r in log)
