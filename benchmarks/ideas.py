@@ -20,7 +20,7 @@ def idea(name, why, source, base, **changes):
 idea('the report', 'where we start', 'the report', None)
 idea('batch 64', 'eight times the steps for the same images', 'FACTS', 'the report', recipe=dict(batch_size=64))
 idea('warm-up, clipping', 'large first steps do damage that takes time to mend', 'Goyal et al., 2017', 'batch 64', recipe=dict(warmup=100, clip_grad=1.))
-idea('v', 'an error at high noise costs something', 'Salimans & Ho, 2022', 'warm-up, clipping', process=dict(predict='v'))
+idea('v', 'the network need not copy its input at high noise', 'Salimans & Ho, 2022', 'warm-up, clipping', process=dict(predict='v'))
 idea('x0', 'the same, more so', 'Salimans & Ho, 2022', 'warm-up, clipping', process=dict(predict='x0'))
 idea('v, weighted as ε', 'is it the weights of the times, or what is asked for?', '', 'warm-up, clipping', process=dict(predict='v', weighting='eps'))
 idea('v, min-SNR', 'easy times shall not outweigh the rest', 'Hang et al., 2023', 'v', process=dict(weighting='min-snr'))

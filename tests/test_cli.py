@@ -57,7 +57,7 @@ def test_bad_input_gets_one_line_and_status_2(line, tmp_path, monkeypatch, capsy
 
 def test_the_installed_command_exits_with_2(mnistgen):
     r = mnistgen('sample gan --out x.png')
-    assert (r.returncode, r.stdout, r.stderr) == (2, '', "mnistgen: unknown model 'gan': choose ddpm\n")
+    assert (r.returncode, r.stdout, r.stderr) == (2, '', "mnistgen: unknown model 'gan': choose ddpm or ddpm-fast\n")
 
 def test_missing_weights_are_named(mnistgen, tmp_path, env):
     "An installation that lost its weights says so, in list and in sample."

@@ -12,7 +12,7 @@ pytest.importorskip('accelerate')
 SMALL = dict(channels=(32, 32, 32), pad_to=28)
 
 # `mnistgen`, but it draws no stage images, and writes into log-RANK which images it saw, what it wrote and how it ended.
-# SMALL=1: a small network. STOP='rank step signal self|launcher': the rank sends the signal at that step.
+# SMALL=1: a small network. OPTIMIZER: instead of AdamW. STOP='rank step signal self|launcher': the rank sends the signal at that step.
 DRIVER = f'''
 import json, os, signal, sys, time
 from dataclasses import replace
@@ -48,7 +48,9 @@ def stopping_step(self, batch):
     return train_step(self, batch)
 DDPM.losses, Trainer.train_step = losses_seen, stopping_step
 zoo.preview = lambda *args, **kwargs: lambda net: torch.zeros(1, 1, 28, 28)
-if os.environ.get('SMALL'): zoo.MODELS['ddpm'] = replace(zoo.MODELS['ddpm'], network={SMALL!r})
+model = zoo.MODELS['ddpm']
+if os.environ.get('SMALL'): model = replace(model, network={SMALL!r})
+zoo.MODELS['ddpm'] = replace(model, recipes=dict(model.recipes, quick=replace(model.recipes['quick'], optimizer=os.environ.get('OPTIMIZER', 'adamw'))))
 
 code = cli.main(sys.argv[1:])
 tell('exit', code)
@@ -80,7 +82,7 @@ def losses(folder): return [[h['step'], h['train_loss'], h['eval_loss'], h['lr']
 
 # One and two processes add the same float32 numbers in another order: 6e-8 a time, which leaves 1e-6 of the gradients and less of the losses.
 # Adam divides each gradient by its size, so that the smallest, which are mostly rounding, move as far as any: hence the larger bound for weights.
-BOUNDS = dict(losses=1e-6, net=5e-3, average=5e-3, exp_avg=2e-5, exp_avg_sq=2e-5)
+BOUNDS = dict(losses=1e-6, net=5e-3, average=5e-3, exp_avg=2e-5, exp_avg_sq=2e-5, momentum=2e-5)
 
 def far(a, b, network):
     """How far two runs are apart: the largest relative difference of a loss of an epoch; the distance of each kind of tensor, taken as one vector:
@@ -94,16 +96,17 @@ def far(a, b, network):
     u, v = losses(a), losses(b)
     assert [(h[0], h[3]) for h in u] == [(h[0], h[3]) for h in v]    # steps and learning rates
     out = dict(losses=max(abs(x/y - 1) for h, g in zip(u, v) for x, y in zip(h[1:3], g[1:3])))
-    for kind in BOUNDS.keys() - out:
-        key, moved = (f'optimizer.{kind}.' if 'exp' in kind else f'{kind}.'), 'exp' not in kind
-        u, v = [torch.cat([(t[key + k] - p*moved).double().flatten() for k, p in start.items()]) for t in (x, y)]
+    for kind in ('net', 'average', *(m for m in ('exp_avg', 'exp_avg_sq', 'momentum') if any(k.startswith(f'optimizer.{m}.') for k in x))):
+        moved = kind in ('net', 'average')
+        key = f'{kind}.' if moved else f'optimizer.{kind}.'
+        u, v = [torch.cat([(t[key + k] - p*moved).double().flatten() for k, p in start.items() if key + k in t]) for t in (x, y)]     # some weights have Adam's moments, some Muon's
         out[kind] = ((u - v).norm()/u.norm()).item()
     return out
 
-def too_far(*args):
+def too_far(*args, bounds=BOUNDS):
     d = far(*args)
     if os.environ.get('SHOW'): print(d)
-    return {k: v for k, v in d.items() if not v <= BOUNDS[k]}
+    return {k: v for k, v in d.items() if not v <= bounds[k]}
 
 # ---- the report's network, whole batches of 33 in parts of 16 and 17
 
@@ -121,6 +124,13 @@ def test_two_processes_give_the_weights_and_losses_of_one(one_and_two):
     assert record['processes'] == 2 and record['precision'] == 'float32' and len(record['history']) == 2
     assert losses(two)[-1][0] == 8
     assert too_far(one, two, MODELS['ddpm'].network) == {}
+
+def test_two_processes_give_the_gradients_of_one_to_muon(launch, tmp_path):
+    "One step: Muon's momentum is then a share of the gradient. Its steps give every direction of a kernel the same length, those too in which the gradient is nothing but rounding."
+    line = 'train ddpm --epochs 1 --batch-size 33 --limit 33 --device cpu --plain'
+    for n in (1, 2): launch(tmp_path/str(n), n, line, SMALL='1', OPTIMIZER='muon')
+    assert too_far(tmp_path/'1', tmp_path/'2', SMALL, bounds=BOUNDS | dict(net=5e-2, average=5e-2)) == {}
+    assert 'optimizer.momentum.mid.res.0.conv1.weight' in load_checkpoint(tmp_path/'1/run/state.safetensors')[0]
 
 def test_each_image_is_seen_once_an_epoch(one_and_two):
     one, two, _ = one_and_two

@@ -460,7 +460,7 @@ def _written(self:Trainer):
     try: return read_header(self.out/f'{self.name}.safetensors')['epochs'] == self._epochs_done() and json.loads((self.out/f'{self.name}.json').read_text())['history'] == history
     except (ValueError, KeyError, OSError): return False
 
-# %% ../../nbs/lab/training.ipynb #0a96a233
+# %% ../../nbs/lab/training.ipynb #b634e537
 @patch
 def _epochs(self:Trainer, pressed, save_every):
     from tqdm.auto import tqdm
@@ -487,7 +487,9 @@ def _epochs(self:Trainer, pressed, save_every):
                 if pause: stop()
                 if due and self.step % n: self.save(); saved = time.time()
             self.end_epoch(epoch + 1)
+            ended = time.time()
             self.save(); saved = time.time()
+            if self.recipe.minutes: self.epoch_seconds = saved - ended       # by the clock, writing counts too
             if first and not watched: self.report()
             if asked()[0] and not self.ended: stop()
 
