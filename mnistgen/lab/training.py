@@ -223,7 +223,7 @@ def load_checkpoint(path) -> tuple: # ({name: tensor}, header)
     if checksum(tensors) != header.get('checksum'): raise ValueError(f'{path}: damaged (its checksum differs)')
     return tensors, header
 
-# %% ../../nbs/lab/training.ipynb #68bc598e
+# %% ../../nbs/lab/training.ipynb #3ed24b0f
 class Trainer:
     "Trains a network on `process.loss(net, batch, generator)`; keeps an average, a history, and a state from which it resumes."
     def __init__(self,
@@ -271,6 +271,10 @@ class Trainer:
     @property
     def ended(self): # have all epochs been, or is the time up?
         return self.step >= self.recipe.epochs*len(self.train) or bool(self.recipe.minutes) and self.spent >= 60*self.recipe.minutes
+
+    @property
+    def complete(self): # … and has what came of it been evaluated and written down?
+        return self.ended and self.record['history'][-1:] != [] and self.record['history'][-1]['step'] == self.step
 
 # %% ../../nbs/lab/training.ipynb #f7203c67
 def _join(device):
@@ -436,7 +440,7 @@ def hold_interrupts():
     finally:
         for s, handler in old.items(): signal.signal(s, handler)
 
-# %% ../../nbs/lab/training.ipynb #6fe73fe6
+# %% ../../nbs/lab/training.ipynb #2acdfc80
 @patch
 def fit(self:Trainer,
     resume=False, # go on from the state in the folder, if there is one
@@ -447,7 +451,7 @@ def fit(self:Trainer,
         if self.on_first(lambda: self.prepare_folder(resume)):
             self.restore()
             if not self.on_first(self._written): self.save()         # the end may have come between the state and what is made of it
-        if self.ended and not self.record['history']: raise ValueError(f"the {self.recipe.minutes:g} minutes are over before the first step: choose more")
+        if self.ended and not self.step: raise ValueError(f"the {self.recipe.minutes:g} minutes are over before the first step: choose more")
         with hold_interrupts() as pressed: self._epochs(pressed, save_every)
     finally:
         if getattr(self, 'lock', None) is not None: os.close(self.lock); self.lock = None
@@ -460,7 +464,7 @@ def _written(self:Trainer):
     try: return read_header(self.out/f'{self.name}.safetensors')['epochs'] == self._epochs_done() and json.loads((self.out/f'{self.name}.json').read_text())['history'] == history
     except (ValueError, KeyError, OSError): return False
 
-# %% ../../nbs/lab/training.ipynb #b634e537
+# %% ../../nbs/lab/training.ipynb #84c84044
 @patch
 def _epochs(self:Trainer, pressed, save_every):
     from tqdm.auto import tqdm
@@ -475,23 +479,23 @@ def _epochs(self:Trainer, pressed, save_every):
         raise KeyboardInterrupt
     with tqdm(total=self.total, initial=self.step, desc=self.name, unit='step', disable=not watched or not first, dynamic_ncols=True) as bar:
         self.net.train()
-        while not self.ended:
+        while not self.complete:
             epoch = len(self.record['history'])
             start, before = time.time(), self.epoch_seconds
-            for batch in self.train.epoch(epoch, self.step - epoch*n, self.train.part(self.rank, self.world)):
+            for batch in () if self.ended else self.train.epoch(epoch, self.step - epoch*n, self.train.part(self.rank, self.world)):
                 self.loss_sum += self.train_step(batch)
                 self.epoch_seconds = before + time.time() - start
                 bar.update(); bar.set_postfix(epoch=epoch + 1, loss=f'{self.loss_sum/(self.step - epoch*n):.4f}')
                 pause, due = asked()
-                if self.ended: break
                 if pause: stop()
+                if self.ended: break
                 if due and self.step % n: self.save(); saved = time.time()
             self.end_epoch(epoch + 1)
             ended = time.time()
             self.save(); saved = time.time()
             if self.recipe.minutes: self.epoch_seconds = saved - ended       # by the clock, writing counts too
             if first and not watched: self.report()
-            if asked()[0] and not self.ended: stop()
+            if asked()[0] and not self.complete: stop()
 
 # %% ../../nbs/lab/training.ipynb #b0f0b183
 @patch
