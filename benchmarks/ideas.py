@@ -1,6 +1,6 @@
 """The log of the speedrun: what each idea gains at equal time. `python benchmarks/ideas.py [NAME ...] [--seed 0] [--minutes 3]`
 
-Every idea is a change to the best recipe before it. It trains for the same minutes of wall clock in a process of its own, draws 2,000 digits in 50
+Every idea is a change to one before it. It trains for the same minutes of wall clock in a process of its own, draws 2,000 digits in 50
 evaluations (DDIM, η = 1), and is judged. Rows go into results/speedrun-log.json; what is there is not measured again (--again does)."""
 import argparse, json, os, subprocess, sys, tempfile, time
 from pathlib import Path
@@ -8,6 +8,8 @@ from pathlib import Path
 top = Path(__file__).resolve().parent.parent
 PATH = top/'results'/'speedrun-log.json'
 REPORT = dict(network=dict(channels=(32, 64, 96, 96), pad_to=32), space='Pixels', process={}, recipe=dict(batch_size=512, lr=1e-3))
+FAST = dict(channels=(64, 96, 96), in_channels=4, out_channels=4, pad_to=None, attention=(False,)*3, head_dim=32)
+WIDER = dict(channels=(64, 128, 128))
 
 def but(base, **changes):
     "A recipe like `base`, but for some settings."
@@ -18,7 +20,7 @@ def idea(name, why, source, base, **changes):
     IDEAS[name] = dict(why=why, source=source, base=base, setting=but(IDEAS[base]['setting'] if base else REPORT, **changes))
 
 idea('the report', 'where we start', 'the report', None)
-idea('batch 64', 'eight times the steps for the same images', 'FACTS', 'the report', recipe=dict(batch_size=64))
+idea('batch 64', 'eight times the steps for the same images', '', 'the report', recipe=dict(batch_size=64))
 idea('warm-up, clipping', 'large first steps do damage that takes time to mend', 'Goyal et al., 2017', 'batch 64', recipe=dict(warmup=100, clip_grad=1.))
 idea('v', 'the network need not copy its input at high noise', 'Salimans & Ho, 2022', 'warm-up, clipping', process=dict(predict='v'))
 idea('x0', 'the same, more so', 'Salimans & Ho, 2022', 'warm-up, clipping', process=dict(predict='x0'))
@@ -36,23 +38,21 @@ idea('Muon, rate 3e-3', 'it bears more', '', 'v', recipe=dict(optimizer='muon', 
 idea('transport', 'noise paired with the image next to it makes straighter ways', 'Pooladian et al., 2023', 'v', trainer='Transport')
 idea('times spread evenly', 'less noise in the gradient', 'Kingma et al., 2021', 'v', trainer='Stratified')
 idea('crops', 'the border is black, and 24×24 needs no padding: 0.56 of the work', '', 'v', space='Cropped', network=dict(channels=(32, 64, 96, 96), pad_to=None))
-idea('folded', '2×2 pixels as channels: no wide maps', 'Shi et al., 2016', 'v', space='Whole', network=dict(channels=(64, 96, 96), in_channels=4, out_channels=4, pad_to=16, attention=(False,)*3, head_dim=32))
-
-FOLD = dict(in_channels=4, out_channels=4, head_dim=32)
-idea('crops, folded', 'both: 12×12, 6×6 and 3×3 positions', '', 'v', space='Folded', network=dict(channels=(64, 96, 96), pad_to=None, attention=(False,)*3, **FOLD))
+idea('folded', '2×2 pixels as channels: no wide maps', 'Shi et al., 2016', 'v', space='Whole', network=FAST | dict(pad_to=16))
+idea('crops, folded', 'both: 12×12, 6×6 and 3×3 positions', '', 'v', space='Folded', network=FAST)
 
 idea('crops, folded, logit-normal', 'what gained alone, together', '', 'crops, folded', process=dict(times='logit-normal'))
 idea('crops, folded, logit-normal, batch 128', 'small maps want large batches', '', 'crops, folded, logit-normal', recipe=dict(batch_size=128))
 BEST = 'crops, folded, logit-normal, batch 128, Muon'
 idea(BEST, 'all directions of a kernel learn at the same rate', 'Jordan et al., 2024', 'crops, folded, logit-normal, batch 128', recipe=dict(optimizer='muon'))
-idea(BEST + ', wider', 'the time saved, spent on channels', '', BEST, network=dict(channels=(64, 128, 128), pad_to=None, attention=(False,)*3, **FOLD))
+idea(BEST + ', wider', 'the time saved, spent on channels', '', BEST, network=FAST | WIDER)
 idea(BEST + ', spread evenly', 'less noise in the gradient', 'Kingma et al., 2021', BEST, trainer='Stratified')
 idea(BEST + ', rate 2e-3', 'it bears more', '', BEST, recipe=dict(lr=2e-3))
 idea(BEST + ', rate 4e-3', 'even more', '', BEST + ', rate 2e-3', recipe=dict(lr=4e-3))
 idea(BEST + ', rate 2e-3, batch 256', 'a better gradient bears a higher rate', '', BEST + ', rate 2e-3', recipe=dict(batch_size=256))
-idea(BEST + ', rate 2e-3, wider', 'the time saved, spent on channels', '', BEST + ', rate 2e-3', network=dict(channels=(64, 128, 128), pad_to=None, attention=(False,)*3, **FOLD))
+idea(BEST + ', rate 2e-3, wider', 'the time saved, spent on channels', '', BEST + ', rate 2e-3', network=FAST | WIDER)
 idea(BEST + ', transport', 'straighter ways', 'Pooladian et al., 2023', BEST, trainer='Transport')
-idea(BEST + ', attention', 'what is far apart belongs together', '', BEST, network=dict(channels=(64, 96, 96), pad_to=None, attention=(False, True, True), **FOLD))
+idea(BEST + ', attention', 'what is far apart belongs together', '', BEST, network=FAST | dict(attention=(False, True, True)))
 
 idea('logit-normal, Muon', "and in the report's own network", '', 'logit-normal', recipe=dict(optimizer='muon'))
 idea('logit-normal, Muon, batch 128', "and in the report's own network", '', 'logit-normal, Muon', recipe=dict(batch_size=128))

@@ -11,7 +11,7 @@ The contenders:
 - tutorial:    the same UNet as diffusers' UNet2DModel, trained with its DDPMScheduler as its tutorial does it: float32, batch 16, AdamW 1e-4 with 500 steps of warm-up and a cosine, the linear schedule, ε
 - report:      the report's recipe with the same classes: AdamW 1e-3 with a cosine, EMA 0.995, the cosine schedule, ε; at diffusers' best speed (bfloat16, torch.compile), batch 128
 The samples of all are drawn by this library, which has been tested to be equal to diffusers."""
-import argparse, contextlib, json, math, os, subprocess, sys, tempfile, time
+import argparse, json, math, os, subprocess, sys, tempfile, time
 from pathlib import Path
 
 top = Path(__file__).resolve().parent.parent
@@ -100,9 +100,8 @@ def work(job, *args):
 
 def row(r):
     "What is printed of a measurement."
-    pm = lambda k, f: f'{r[k]:{f}}'
-    return {'contender': r['contender'], 'seed': r['seed'], 'steps': r['steps'], 'batch': r['batch'], 'images/s': f"{r['steps']*r['batch']/r['seconds']:.0f}", 'FD': pm('FD', '.2f'), 'FD / real': f"{r['FD']/r['floor']['FD']:.1f}",
-            'precision': pm('precision', '.3f'), 'recall': pm('recall', '.3f'), 'confident': pm('confident', '.1%'), 'border': pm('border', '.2f')}
+    return {'contender': r['contender'], 'seed': r['seed'], 'steps': r['steps'], 'batch': r['batch'], 'images/s': f"{r['steps']*r['batch']/r['seconds']:.0f}", 'FD': f"{r['FD']:.2f}", 'FD / real': f"{r['FD']/r['floor']['FD']:.1f}",
+            **{k: f'{r[k]:.3f}' for k in ('precision', 'recall')}, 'confident': f"{r['confident']:.1%}", 'border': f"{r['border']:.2f}", 'device': r['device']}
 
 def main(minutes, contenders, seeds, n, out):
     sys.path.insert(0, str(top))
@@ -126,12 +125,12 @@ def main(minutes, contenders, seeds, n, out):
             rows = [q for q in rows if (q['contender'], q['seed'], q['n']) != (contender, seed, n)] + [r]
             write_atomically(out/path.name, lambda tmp: tmp.write_text(json.dumps(rows, indent=1) + '\n'))
             print(Table([row(r)]), f'the digits: {grid}', sep='\n', flush=True)
-    floor = rows[0]['floor']
-    print(f'\n{minutes:g} minutes, {n:,} samples by {SAMPLING["sampler"]}-{SAMPLING["steps"]}, η = {SAMPLING["eta"]:g}; {rows[0]["device"]}')
-    table = [row(r) for r in sorted(rows, key=lambda r: (CONTENDERS.index(r['contender']), r['seed']))]
+    rows = sorted((q for q in rows if q['n'] == n), key=lambda q: (CONTENDERS.index(q['contender']), q['seed']))      # fewer samples have larger distances
+    floor, table = rows[0]['floor'], [row(q) for q in rows]
+    print(f'\n{minutes:g} minutes, {n:,} samples by {SAMPLING["sampler"]}-{SAMPLING["steps"]}, η = {SAMPLING["eta"]:g}')
     real = {'contender': 'real digits', 'FD': f"{floor['FD']:.2f}", 'FD / real': '1', **{k: f'{floor[k]:.3f}' for k in ('precision', 'recall')}, 'confident': f"{floor['confident']:.1%}", 'border': f"{floor['border']:.2f}"}
     print(Table(table + [{k: real.get(k) for k in table[0]}]))
-    mean = {c: sum(fds)/len(fds) for c in CONTENDERS if (fds := [r['FD'] for r in rows if r['contender'] == c])}
+    mean = {c: sum(fds)/len(fds) for c in CONTENDERS if (fds := [q['FD'] for q in rows if (q['contender'], q['device']) == (c, r['device'])])}       # minutes compare on one machine only
     for mine in CONTENDERS[:2]:
         for c in CONTENDERS[2:]:
             if mine in mean and c in mean: print(f"FD of {mine}: {mean[c]/mean[mine]:.1f} times smaller than that of {c}")

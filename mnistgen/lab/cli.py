@@ -70,11 +70,15 @@ def sample(
     write_atomically(path, write)
     print(f"{path}: {n} image{'s'[:n != 1]} of {model}, {plan['sampler']} with {plan['steps']} steps, seed {seed}")
 
-# %% ../../nbs/lab/cli.ipynb #13c825b9
+# %% ../../nbs/lab/cli.ipynb #2f9af8e7
 def _speaks(): return os.environ.get('RANK', '0') == '0'             # of several processes that a launcher started, the first
 
+def _names(model, budget):
+    "The models that are meant; by 'all', those that have the budget."
+    return [find_model(model).name] if model != 'all' else [k for k, m in MODELS.items() if budget in m.recipes] or list(MODELS)
+
 def train(
-    model:str, # name of a model, or all
+    model:str, # name of a model, or all (that have this budget)
     budget:str='quick', # quick (minutes on a laptop) or report (the report's own table; a GPU helps)
     epochs:int=None, # instead of the budget's
     minutes:float=None, # of training, instead of epochs: ends by the clock
@@ -89,7 +93,7 @@ def train(
 ):
     "Train a model. Writes weights, the state to resume from, the record of the run and samples at stages."
     if limit is not None: whole('limit', limit, 1)
-    for name in MODELS if model == 'all' else [find_model(model).name]:
+    for name in _names(model, budget):
         folder = Path(out)/name if out and model == 'all' else Path(out) if out else Path('runs')/name
         record = train_model(name, budget, epochs, minutes, batch_size, seed, folder, resume, device, plain, limit, start)
         if not _speaks(): continue

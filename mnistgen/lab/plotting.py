@@ -134,13 +134,14 @@ def show_strip(
         if title: fig.suptitle(title, fontsize=10.5)
     return fig
 
-# %% ../../nbs/lab/plotting.ipynb #b0e4bb0d
+# %% ../../nbs/lab/plotting.ipynb #47893956
 def caption(
     run # the record of a training run, as the trainer writes it (results/*.json)
 ) -> str:
     "Which run made this: device, epochs, batch size, seed."
     r, before = run['recipe'], run.get('start', {}).get('epochs')
-    return f"{run['device']['name']}, {len(run['history'])} of {r['epochs']} epochs{f' after {before} of an earlier run' if before else ''}, batch {r['batch_size']}, seed {r['seed']}"
+    how = f"{r['minutes']:g} minutes" if r.get('minutes') else f"{len(run['history'])} of {r['epochs']} epochs"
+    return f"{run['device']['name']}, {how}{f' after {before} of an earlier run' if before else ''}, batch {r['batch_size']}, seed {r['seed']}"
 
 def show_losses(
     run, # the record of a training run

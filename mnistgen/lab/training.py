@@ -223,7 +223,7 @@ def load_checkpoint(path) -> tuple: # ({name: tensor}, header)
     if checksum(tensors) != header.get('checksum'): raise ValueError(f'{path}: damaged (its checksum differs)')
     return tensors, header
 
-# %% ../../nbs/lab/training.ipynb #3ed24b0f
+# %% ../../nbs/lab/training.ipynb #06ba19a0
 class Trainer:
     "Trains a network on `process.loss(net, batch, generator)`; keeps an average, a history, and a state from which it resumes."
     def __init__(self,
@@ -258,23 +258,27 @@ class Trainer:
 
     def autocast(self): return torch.autocast(self.device.type, self.half) if self.half else nullcontext()
 
-    @property
-    def total(self):
-        "Steps of the whole run; of one that ends by the clock, as many as will be, going on like this."
-        most, r, used = self.recipe.epochs*len(self.train), self.recipe, self.spent - self.record['setup_seconds']
-        return min(most, self.step + math.ceil(max(0, 60*r.minutes - self.spent)*self.step/used)) if r.minutes and used else most
+# %% ../../nbs/lab/training.ipynb #48338983
+@patch
+def seconds(self:Trainer):
+    "Time used up so far, by this process's clock."
+    return self.record['setup_seconds'] + sum(e['seconds'] for e in self.record['history']) + self.epoch_seconds
 
-    def seconds(self):
-        "Time used up so far, by this process's clock."
-        return self.record['setup_seconds'] + sum(e['seconds'] for e in self.record['history']) + self.epoch_seconds
+@patch(as_prop=True)
+def total(self:Trainer):
+    "Steps of the whole run; of one that ends by the clock, as many as will be, going on like this."
+    most, r, used = self.recipe.epochs*len(self.train), self.recipe, self.spent - self.record['setup_seconds']
+    return min(most, self.step + math.ceil(max(0, 60*r.minutes - self.spent)*self.step/used)) if r.minutes and used else most
 
-    @property
-    def ended(self): # have all epochs been, or is the time up?
-        return self.step >= self.recipe.epochs*len(self.train) or bool(self.recipe.minutes) and self.spent >= 60*self.recipe.minutes
+@patch(as_prop=True)
+def ended(self:Trainer):
+    "Have all epochs been, or is the time up?"
+    return self.step >= self.recipe.epochs*len(self.train) or bool(self.recipe.minutes) and self.spent >= 60*self.recipe.minutes
 
-    @property
-    def complete(self): # … and has what came of it been evaluated and written down?
-        return self.ended and self.record['history'][-1:] != [] and self.record['history'][-1]['step'] == self.step
+@patch(as_prop=True)
+def complete(self:Trainer):
+    "Has it ended, and has what came of it been evaluated and written down?"
+    return self.ended and bool(h := self.record['history']) and h[-1]['step'] == self.step
 
 # %% ../../nbs/lab/training.ipynb #f7203c67
 def _join(device):

@@ -169,10 +169,10 @@ def load(
     try: return assemble(tensors, header, device, plain)
     except (KeyError, TypeError, RuntimeError) as e: raise ValueError(f'{path}: not the weights of a model of this version ({type(e).__name__}: {str(e).splitlines()[0]})') from None
 
-# %% ../../nbs/lab/zoo.ipynb #84bff6e7
+# %% ../../nbs/lab/zoo.ipynb #3587ed95
 def epochs_of(
     header # of a checkpoint, or the record of a run
-) -> int:
+) -> float: # a whole number, but where the clock ended an epoch
     "How long weights have been trained, with what they were trained before they were trained further."
     return header.get('epochs', len(header.get('history', []))) + header.get('start', {}).get('epochs', 0)
 
