@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from conftest import root
+from mnistgen.lab import cli
 from mnistgen.lab.cli import main
 
 exe = Path(sys.executable).parent/'mnistgen'
@@ -98,6 +99,17 @@ def undisturbed(env, tmp_path_factory):
     r = subprocess.run([exe, *LINE.split(), '--out', 'run'], cwd=tmp, env=env, capture_output=True, text=True, timeout=900)
     assert r.returncode == 0, r.stderr
     return tmp/'run', r
+
+def test_all_models_are_trained_with_the_arguments_given(monkeypatch, capsys):
+    "What came of one is not handed on to the next."
+    seen = []
+    def train_model(name, budget, epochs, minutes, *rest, **more):
+        seen.append((name, epochs, minutes))
+        return dict(history=[dict(epoch=3, train_loss=1., eval_loss=1.)])
+    monkeypatch.setattr(cli, 'train_model', train_model); monkeypatch.setattr(cli, 'read_header', lambda path: dict(epochs=3))
+    for argv, want in (([], (None, None)), (['--minutes', '2'], (None, 2.)), (['--epochs', '5'], (5, None))):
+        seen.clear()
+        assert main(['train', 'all', *argv]) == 0 and seen == [(name, *want) for name in cli.MODELS]
 
 def test_training_leaves_weights_record_and_stages(undisturbed, mnistgen):
     out, r = undisturbed

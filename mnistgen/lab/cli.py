@@ -70,7 +70,7 @@ def sample(
     write_atomically(path, write)
     print(f"{path}: {n} image{'s'[:n != 1]} of {model}, {plan['sampler']} with {plan['steps']} steps, seed {seed}")
 
-# %% ../../nbs/lab/cli.ipynb #2f9af8e7
+# %% ../../nbs/lab/cli.ipynb #10745826
 def _speaks(): return os.environ.get('RANK', '0') == '0'             # of several processes that a launcher started, the first
 
 def _names(model, budget):
@@ -97,8 +97,8 @@ def train(
         folder = Path(out)/name if out and model == 'all' else Path(out) if out else Path('runs')/name
         record = train_model(name, budget, epochs, minutes, batch_size, seed, folder, resume, device, plain, limit, start)
         if not _speaks(): continue
-        last, epochs = record['history'][-1], read_header(folder/f'{name}.safetensors')['epochs']
-        print(f"{folder/name}.safetensors: {epochs:g} epoch{'s'[:epochs != 1]}, train loss {last['train_loss']:.4f}, eval loss {last['eval_loss']:.4f}")
+        last, done = record['history'][-1], read_header(folder/f'{name}.safetensors')['epochs']
+        print(f"{folder/name}.safetensors: {done:g} epoch{'s'[:done != 1]}, train loss {last['train_loss']:.4f}, eval loss {last['eval_loss']:.4f}")
         print(f"{folder/name}-epoch-{last['epoch']:03d}.png: what it draws; more with: mnistgen sample {folder/name}.safetensors --out digits.png")
 
 # %% ../../nbs/lab/cli.ipynb #590492a5
