@@ -16,7 +16,7 @@ from pathlib import Path
 
 top = Path(__file__).resolve().parent.parent
 CONTENDERS = 'ddpm-fast', 'ddpm', 'tutorial', 'report'
-SAMPLING = dict(sampler='ddim', steps=50, eta=1.)
+SAMPLING = dict(sampler='ddim', steps=50, eta=1., spacing=2/3, temperature=.98)
 
 # ---- in a worker: train until the time is up, write weights
 
@@ -103,6 +103,17 @@ def row(r):
     return {'contender': r['contender'], 'seed': r['seed'], 'steps': r['steps'], 'batch': r['batch'], 'images/s': f"{r['steps']*r['batch']/r['seconds']:.0f}", 'FD': f"{r['FD']:.2f}", 'FD / real': f"{r['FD']/r['floor']['FD']:.1f}",
             **{k: f'{r[k]:.3f}' for k in ('precision', 'recall')}, 'confident': f"{r['confident']:.1%}", 'border': f"{r['border']:.2f}", 'device': r['device']}
 
+def judge_again(minutes, out):
+    "Draw and judge anew what the weights in the folder are worth, after a change of the sampler or the instruments."
+    from mnistgen.lab.training import write_atomically
+    path = Path(out)/f'speedrun-{minutes:g}.json'
+    rows = json.loads(path.read_text())
+    for r in rows:
+        kept = Path(out)/f"speedrun-{minutes:g}-{r['contender']}-{r['seed']}"
+        r.update(call('judge', f'{kept}.safetensors', r['n'], f'{kept}.png'))
+        write_atomically(path, lambda tmp: tmp.write_text(json.dumps(rows, indent=1) + '\n'))
+        print(row(r), flush=True)
+
 def main(minutes, contenders, seeds, n, out):
     sys.path.insert(0, str(top))
     from mnistgen.lab.engine import device_info, pick_device
@@ -125,9 +136,9 @@ def main(minutes, contenders, seeds, n, out):
             rows = [q for q in rows if (q['contender'], q['seed'], q['n']) != (contender, seed, n)] + [r]
             write_atomically(out/path.name, lambda tmp: tmp.write_text(json.dumps(rows, indent=1) + '\n'))
             print(Table([row(r)]), f'the digits: {grid}', sep='\n', flush=True)
-    rows = sorted((q for q in rows if q['n'] == n), key=lambda q: (CONTENDERS.index(q['contender']), q['seed']))      # fewer samples have larger distances
+    rows = sorted((q for q in rows if q['n'] == n and q['sampling'] == SAMPLING), key=lambda q: (CONTENDERS.index(q['contender']), q['seed']))      # fewer samples have larger distances
     floor, table = rows[0]['floor'], [row(q) for q in rows]
-    print(f'\n{minutes:g} minutes, {n:,} samples by {SAMPLING["sampler"]}-{SAMPLING["steps"]}, η = {SAMPLING["eta"]:g}')
+    print(f'\n{minutes:g} minutes, {n:,} samples by {SAMPLING["sampler"]}-{SAMPLING["steps"]}, η = {SAMPLING["eta"]:g}, spacing {SAMPLING["spacing"]:.2f}, temperature {SAMPLING["temperature"]:g}')
     real = {'contender': 'real digits', 'FD': f"{floor['FD']:.2f}", 'FD / real': '1', **{k: f'{floor[k]:.3f}' for k in ('precision', 'recall')}, 'confident': f"{floor['confident']:.1%}", 'border': f"{floor['border']:.2f}"}
     print(Table(table + [{k: real.get(k) for k in table[0]}]))
     mean = {c: sum(fds)/len(fds) for c in CONTENDERS if (fds := [q['FD'] for q in rows if (q['contender'], q['device']) == (c, r['device'])])}       # minutes compare on one machine only
@@ -139,7 +150,8 @@ if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--minutes', type=float, default=10.); p.add_argument('--only', choices=CONTENDERS, default='ddpm-fast'); p.add_argument('--all', action='store_true')
     p.add_argument('--seeds', type=int, default=1, help='how many, from --seed on'); p.add_argument('--seed', type=int, default=0); p.add_argument('--n', type=int, default=10_000)
-    p.add_argument('--out', default=str(top/'runs'/'speedrun')); p.add_argument('--worker')
+    p.add_argument('--out', default=str(top/'runs'/'speedrun')); p.add_argument('--worker'); p.add_argument('--judge', action='store_true', help='no training: judge the weights in the folder again')
     a = p.parse_args()
     if a.worker: print(json.dumps(work(*json.loads(a.worker))))
+    elif a.judge: sys.path.insert(0, str(top)); judge_again(a.minutes, a.out)
     else: main(a.minutes, CONTENDERS if a.all else [a.only], range(a.seed, a.seed + a.seeds), a.n, a.out)

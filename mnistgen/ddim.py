@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from .ddpm import DDPM
 from .lab.data import whole
 
-# %% ../nbs/02_ddim.ipynb #e9f7aae8
+# %% ../nbs/02_ddim.ipynb #07c5f732
 @patch
 def sigma(self:DDPM,
     t, s, # from time t to the earlier s
@@ -32,16 +32,18 @@ def sample_ddim(
     eta=0., # 0: deterministic; 1: as DDPM
     label=None, # (B,) int64, for a network that knows classes
     noise=None, # noise(x) -> fresh noise like x; only needed if eta > 0
-    spacing='leading' # which times: 'leading' ends at t = 0, 'trailing' begins at T-1
+    spacing='leading', # which times: 'leading' ends at t = 0, 'trailing' begins at T-1; a number p: as iᵖ
+    temperature=1. # what the fresh noise is multiplied by; below 1 it is less than theory asks for
 ): # yields (t, x, x̂0): the time just left, the image after the step, the network's idea of the clean image
     "Denoising diffusion implicit models (Song et al., 2020; Eqs. 8-9)."
     if not 0 <= eta <= 1: raise ValueError(f'eta {eta}: choose a number from 0 to 1')
+    if not 0 <= temperature < math.inf: raise ValueError(f'temperature {temperature}: choose a number of at least 0')
     if eta and noise is None: raise ValueError('eta > 0 draws noise at every step: pass noise=Noise(seed, n)')
     for t, s in process.steps(steps, spacing):
         x0_hat, eps_hat = process.denoise(net, x, t, label)
         (_, ᾱs), σ = process.signal(t, s), process.sigma(t, s, eta)
         x = math.sqrt(ᾱs)*x0_hat + math.sqrt(max(0., 1 - ᾱs - σ**2))*eps_hat
-        if σ: x = x + σ*noise(x)
+        if σ: x = x + temperature*σ*noise(x)
         yield t, x, x0_hat
 
 # %% ../nbs/02_ddim.ipynb #617fe3bb

@@ -145,16 +145,20 @@ def denoise(self:DDPM,
         eps_hat = (x - a*x0_hat)/b                                  # so that x = a·x̂0 + b·ε̂ stays true
     return x0_hat, eps_hat
 
-# %% ../nbs/01_ddpm.ipynb #1c277ab8
+# %% ../nbs/01_ddpm.ipynb #7a1d9ee2
 @patch
 def steps(self:DDPM,
     n=None, # number of steps, 1 to T; None: all
-    spacing='leading' # 'leading' ends the list at t = 0, 'trailing' begins it at T-1
+    spacing='leading' # 'leading' ends the list at t = 0, 'trailing' begins it at T-1; a number p spaces it as iᵖ: below 1, more of the steps are at high noise
 ) -> list: # [(t, s)]: from time t to the earlier s; the last s is -1, the clean image
-    "A uniform subsequence of the times, from noise to image."
+    "A subsequence of the times, from noise to image: evenly spaced, or as a power."
     n = whole('steps', self.T if n is None else n, 1, self.T)
-    if spacing not in ('leading', 'trailing'): raise ValueError(f"unknown spacing '{spacing}': choose leading or trailing")
-    times = [i*self.T//n for i in range(n)] if spacing == 'leading' else [(i + 1)*self.T//n - 1 for i in range(n)]
+    if spacing == 'leading': times = [i*self.T//n for i in range(n)]
+    elif spacing == 'trailing': times = [(i + 1)*self.T//n - 1 for i in range(n)]
+    elif isinstance(spacing, (int, float)) and not isinstance(spacing, bool) and 0 < spacing < math.inf:
+        times = []                                                   # all different, and with room for those that follow
+        for i in range(n): times.append(min(max(round((self.T - self.T//n)*(i/max(n - 1, 1))**spacing), times[-1] + 1 if times else 0), self.T - n + i))
+    else: raise ValueError(f"unknown spacing '{spacing}': choose leading, trailing or a positive number")
     times = times[::-1]
     return list(zip(times, times[1:] + [-1]))
 

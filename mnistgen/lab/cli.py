@@ -26,13 +26,18 @@ def list_models(
     if not rows: raise ValueError(f'no bundled weights in this installation ({WEIGHTS} has none): train a model, or reinstall mnistgen')
     print('\n'.join(r['name'] for r in rows) if names else rows)
 
-# %% ../../nbs/lab/cli.ipynb #92b24efe
+# %% ../../nbs/lab/cli.ipynb #09eb230c
 def _digits(text):
     "'7' or '0,1,2' as an integer or a list of them."
     if text is None: return None
     try: digits = [int(l) for l in text.split(',')]
     except ValueError: raise ValueError(f"labels '{text}': give digits separated by commas, such as 7 or 0,1,2") from None
     return digits[0] if len(digits) == 1 else digits
+
+def _spacing(text):
+    "A number, or a word as it is."
+    try: return float(text)
+    except (TypeError, ValueError): return text
 
 def _warn(g):
     "One line where a model must be sampled from without the engine."
@@ -45,6 +50,8 @@ def sample(
     sampler:str=None, # ddpm or ddim (default: what suits the model)
     steps:int=None, # evaluations of the network an image, 1 to 1000
     eta:float=None, # noise of ddim: 0 (deterministic) to 1 (as DDPM)
+    spacing:str=None, # of ddim's times: leading, trailing, or a number, below 1 for more steps at high noise
+    temperature:float=None, # what ddim's noise is multiplied by: 1 is theory
     w:float=None, # guidance scale, for conditional models
     seed:int=0, # the same arguments and seed give the same file
     out:str=None, # FILE.png (a grid) or FILE.npy (uint8, n×28×28)
@@ -58,7 +65,7 @@ def sample(
     if out is None or Path(out).suffix not in ('.png', '.npy'): raise ValueError(f'--out {out or ""}: give a file that ends in .png or .npy')
     labels = _digits(labels)
     g = load(model, device, plain)
-    args = dict(n=n, labels=labels, w=w, sampler=sampler, steps=steps, eta=eta, seed=seed)
+    args = dict(n=n, labels=labels, w=w, sampler=sampler, steps=steps, eta=eta, seed=seed, spacing=_spacing(spacing), temperature=temperature)
     plan = g.plan(**args)
     path = check_writable(out)
     _warn(g)
@@ -136,7 +143,7 @@ def _most_memory():
     except ImportError: return None
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss//(2**20 if sys.platform == 'darwin' else 2**10)
 
-# %% ../../nbs/lab/cli.ipynb #e216898d
+# %% ../../nbs/lab/cli.ipynb #8d11f056
 def evaluate(
     model:str, # name of a model (see mnistgen list), a .safetensors file, or FILE.npy with images (uint8, n×28×28)
     n:int=None, # number of images (default: 10000, or all that are in the file)
@@ -144,6 +151,8 @@ def evaluate(
     sampler:str=None, # ddpm or ddim (default: what suits the model)
     steps:int=None, # evaluations of the network an image, 1 to 1000
     eta:float=None, # noise of ddim: 0 (deterministic) to 1 (as DDPM)
+    spacing:str=None, # of ddim's times: leading, trailing, or a number, below 1 for more steps at high noise
+    temperature:float=None, # what ddim's noise is multiplied by: 1 is theory
     w:float=None, # guidance scale, for conditional models
     seed:int=0, # the same arguments and seed give the same images
     json:store_true=False, # print JSON in place of the table
@@ -155,7 +164,7 @@ def evaluate(
     import json as js, time
     from mnistgen.lab import evaluation
     if out is not None and Path(out).suffix != '.png': raise ValueError(f'--out {out}: give a file that ends in .png')
-    choices = dict(sampler=sampler, steps=steps, eta=eta, w=w)
+    choices = dict(sampler=sampler, steps=steps, eta=eta, w=w, spacing=_spacing(spacing), temperature=temperature)
     if model.endswith('.npy'):
         for k, v in choices.items():
             if v is not None: raise ValueError(f'--{k} {v}: the images of {model} are drawn already, leave it out')

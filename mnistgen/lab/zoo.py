@@ -22,7 +22,7 @@ from ..unet import UNet
 from ..ddpm import DDPM, Noise, sample_ddpm
 from ..ddim import sample_ddim
 
-# %% ../../nbs/lab/zoo.ipynb #9f94783b
+# %% ../../nbs/lab/zoo.ipynb #ebf08522
 @dataclass(frozen=True)
 class Model:
     "A model that can be trained and loaded by name."
@@ -30,7 +30,7 @@ class Model:
     chapter: str               # the notebook that explains it
     network: dict              # arguments of UNet
     recipes: dict              # {budget: Recipe}
-    sampling: dict             # the sampler, steps and eta that are used when none are asked for
+    sampling: dict             # the sampler, steps, eta, … that are used when none are asked for
     space: type = Pixels       # what it works in
     labels: bool = False       # can it be asked for a digit?
 
@@ -38,7 +38,7 @@ MODELS = {m.name: m for m in [
     Model('ddpm', '01_ddpm', network=dict(channels=(32, 64, 96, 96), pad_to=32), sampling=dict(sampler='ddim', steps=100, eta=1.),
           recipes=dict(report=Recipe(epochs=100, batch_size=512, process=dict(predict='eps')),
                        quick=Recipe(epochs=3, batch_size=64, optimizer='muon', warmup=100, clip_grad=1., process=dict(predict='v', times='logit-normal')))),
-    Model('ddpm-fast', 'lab/speedrun', network=dict(channels=(64, 96, 96), in_channels=4, out_channels=4, pad_to=None, attention=(False,)*3, head_dim=32), space=Folded, sampling=dict(sampler='ddim', steps=50, eta=1.),
+    Model('ddpm-fast', 'lab/speedrun', network=dict(channels=(64, 96, 96), in_channels=4, out_channels=4, pad_to=None, attention=(False,)*3, head_dim=32), space=Folded, sampling=dict(sampler='ddim', steps=50, eta=1., spacing=2/3, temperature=.98),
           recipes=dict(quick=Recipe(epochs=7, batch_size=128, lr=2e-3, optimizer='muon', warmup=100, clip_grad=1., process=dict(predict='v', times='logit-normal')))),
 ]}
 
@@ -51,12 +51,12 @@ def _choose(kind, name, among):
 
 def find_model(name) -> Model: return _choose('model', name, MODELS)
 
-# %% ../../nbs/lab/zoo.ipynb #c1aec763
+# %% ../../nbs/lab/zoo.ipynb #fc76743c
 class Generator:
     "A trained model, ready for sampling: a network, a process, a space, and how it likes to be sampled."
     def __init__(self,
         net, process, space,
-        sampling, # dict of sampler, steps, eta: used when none are asked for
+        sampling, # dict of sampler, steps, eta, …: used when none are asked for
         labels=False, # does the network take labels?
         header=None, # of the checkpoint
         device='cpu',
@@ -68,9 +68,9 @@ class Generator:
     def __getstate__(self): return self.__dict__ | {'_frozen': None}         # a copy freezes its own
     def __repr__(self): return f"Generator('{self.header.get('model', '?')}', {sum(p.numel() for p in self.net.parameters()):,} parameters, {epochs_of(self.header)} epochs, on {self.device})"
 
-# %% ../../nbs/lab/zoo.ipynb #aa0fe7eb
+# %% ../../nbs/lab/zoo.ipynb #467acddf
 @patch
-def plan(self:Generator, n=16, labels=None, w=None, sampler=None, steps=None, eta=None, seed=0) -> dict:
+def plan(self:Generator, n=16, labels=None, w=None, sampler=None, steps=None, eta=None, seed=0, spacing=None, temperature=None) -> dict:
     "Check the arguments of `sample` and fill in what was left out: all mistakes come to light here, before the work."
     n, seed = whole('n', n, 1), whole('seed', seed, 0)
     if labels is not None and not self.labels: raise ValueError(f"the model '{self.header.get('model')}' is unconditional: it takes no labels")
@@ -78,21 +78,26 @@ def plan(self:Generator, n=16, labels=None, w=None, sampler=None, steps=None, et
     labels = check_labels(labels, n)
     name = self.sampling['sampler'] if sampler is None else sampler
     f, kw = _choose('sampler', name, SAMPLERS), {}
-    if name == 'ddim': kw['eta'] = self.sampling['eta'] if eta is None else eta
-    elif eta is not None: raise ValueError(f"eta belongs to the sampler ddim, not to '{name}'")
+    for k, value in dict(eta=eta, spacing=spacing, temperature=temperature).items():
+        if name != 'ddim' and value is not None: raise ValueError(f"{k} belongs to the sampler ddim, not to '{name}'")
+        value = self.sampling.get(k) if value is None else value
+        if name == 'ddim' and value is not None: kw[k] = value
     if 'eta' in kw and not (isinstance(kw['eta'], (int, float)) and 0 <= kw['eta'] <= 1): raise ValueError(f'eta {eta}: choose a number from 0 to 1')
     if steps is None: steps = self.sampling['steps'] if name == self.sampling['sampler'] else self.process.T
     steps = whole('steps', steps, 1, self.process.T)
+    if 'spacing' in kw: self.process.steps(steps, kw['spacing'])
+    if 'temperature' in kw and not (isinstance(kw['temperature'], (int, float)) and 0 <= kw['temperature'] < float('inf')): raise ValueError(f"temperature {kw['temperature']}: choose a number of at least 0")
     return dict(n=n, labels=labels, sampler=name, steps=steps, seed=seed, run=f, kw=kw)
 
-# %% ../../nbs/lab/zoo.ipynb #3e5036c9
+# %% ../../nbs/lab/zoo.ipynb #46c96817
 @patch
 def stream(self:Generator,
     n=16, labels=None, w=None, sampler=None, steps=None, eta=None, seed=0, # as for sample
-    start=0 # index of the first sample
+    start=0, # index of the first sample
+    spacing=None, temperature=None # as for sample
 ): # yields (t, images (n, 1, 28, 28), the network's idea of the final images), both in [0, 1]
     "Sample step by step, all n in one batch. What is wrong with the arguments is said at the call, not at the first step."
-    return self._run(self.plan(n, labels, w, sampler, steps, eta, seed), start)
+    return self._run(self.plan(n, labels, w, sampler, steps, eta, seed, spacing, temperature), start)
 
 @patch
 def answering(self:Generator): # net(x, t, label)
@@ -112,7 +117,7 @@ def _run(self:Generator, p, start=0, index=slice(None)):
     for t, x, x0_hat in p['run'](self.answering(), self.process, x, p['steps'], label=label, noise=noise, **p['kw']):
         yield t, self.space.decode(x), self.space.decode(x0_hat)
 
-# %% ../../nbs/lab/zoo.ipynb #c694b653
+# %% ../../nbs/lab/zoo.ipynb #17f753e1
 @patch
 def sample(self:Generator,
     n=16, # number of images
@@ -123,11 +128,13 @@ def sample(self:Generator,
     eta=None, # noise of ddim, 0 (deterministic) to 1 (as DDPM)
     seed=0, # with the index of a sample, it decides the sample
     batch_size=256, # drawn at a time; no influence on the result but rounding
-    progress=False # show a bar
+    progress=False, # show a bar
+    spacing=None, # of ddim's times: 'leading', 'trailing', or a positive number, below 1 for more steps at high noise
+    temperature=None # what ddim's fresh noise is multiplied by: 1 is theory, a little less makes samples more typical and less varied
 ) -> torch.Tensor: # float (n, 1, 28, 28) in [0, 1], on the CPU
     "Draw n images. ValueError, in one line, if the arguments make no sense."
     from tqdm.auto import tqdm
-    p, out = self.plan(n, labels, w, sampler, steps, eta, seed), []
+    p, out = self.plan(n, labels, w, sampler, steps, eta, seed, spacing, temperature), []
     n = p['n']
     batch_size = whole('batch size', batch_size, 1)
     with tqdm(total=-(-n//batch_size)*p['steps'], disable=not progress, unit='step', desc=f"{n} images, {p['sampler']}-{p['steps']}") as bar:
@@ -169,7 +176,7 @@ def load(
     try: return assemble(tensors, header, device, plain)
     except (KeyError, TypeError, RuntimeError) as e: raise ValueError(f'{path}: not the weights of a model of this version ({type(e).__name__}: {str(e).splitlines()[0]})') from None
 
-# %% ../../nbs/lab/zoo.ipynb #3587ed95
+# %% ../../nbs/lab/zoo.ipynb #3d399e0d
 def epochs_of(
     header # of a checkpoint, or the record of a run
 ) -> float: # a whole number, but where the clock ended an epoch
@@ -185,7 +192,7 @@ def models() -> Table: # a row for each bundled model: name, parameters, epochs,
         h, s = read_header(WEIGHTS/f'{name}.safetensors'), scores.get(name, {})
         if s.get('weights') != h.get('checksum'): s = {}
         way = s.get('way', {})
-        how = f"{way['n']:,}: {way['sampler']}, {way['steps']} steps" + (f", η = {way['eta']:g}" if 'eta' in way else '') + f", seed {way['seed']}" if way else None
+        how = f"{way['n']:,}: {way['sampler']}, {way['steps']} steps" + ''.join(f', {word} {way[k]:.3g}' for k, word in (('eta', 'η ='), ('spacing', 'spacing'), ('temperature', 'temperature')) if k in way) + f", seed {way['seed']}" if way else None
         rows.append({'name': name, 'parameters': h['parameters'], 'epochs': epochs_of(h), 'train_loss': h['train_loss'], 'eval_loss': h['eval_loss'], 'FD': s.get('FD'), 'FD of real digits': s.get('floor'), 'samples judged': how})
     return Table(rows)
 
