@@ -103,18 +103,7 @@ def row(r):
     return {'contender': r['contender'], 'seed': r['seed'], 'steps': r['steps'], 'batch': r['batch'], 'images/s': f"{r['steps']*r['batch']/r['seconds']:.0f}", 'FD': f"{r['FD']:.2f}", 'FD / real': f"{r['FD']/r['floor']['FD']:.1f}",
             **{k: f'{r[k]:.3f}' for k in ('precision', 'recall')}, 'confident': f"{r['confident']:.1%}", 'border': f"{r['border']:.2f}", 'device': r['device']}
 
-def judge_again(minutes, out):
-    "Draw and judge anew what the weights in the folder are worth, after a change of the sampler or the instruments."
-    from mnistgen.lab.training import write_atomically
-    path = Path(out)/f'speedrun-{minutes:g}.json'
-    rows = json.loads(path.read_text())
-    for r in rows:
-        kept = Path(out)/f"speedrun-{minutes:g}-{r['contender']}-{r['seed']}"
-        r.update(call('judge', f'{kept}.safetensors', r['n'], f'{kept}.png'))
-        write_atomically(path, lambda tmp: tmp.write_text(json.dumps(rows, indent=1) + '\n'))
-        print(row(r), flush=True)
-
-def main(minutes, contenders, seeds, n, out):
+def main(minutes, contenders, seeds, n, out, again=False):
     sys.path.insert(0, str(top))
     from mnistgen.lab.engine import device_info, pick_device
     from mnistgen.lab.training import versions, write_atomically
@@ -122,20 +111,24 @@ def main(minutes, contenders, seeds, n, out):
     path, out = top/'results'/f'speedrun-{minutes:g}.json', Path(out)
     out.mkdir(parents=True, exist_ok=True)
     rows = next((json.loads(p.read_text()) for p in (out/path.name, path) if p.exists()), [])      # of earlier runs here, or of ours
-    for seed in seeds:
-        for contender in contenders:
+    kept = lambda contender, seed: out/f'speedrun-{minutes:g}-{contender}-{seed}.safetensors'
+    todo = [(c, s) for s in seeds for c in contenders] if not again else [(q['contender'], q['seed']) for q in rows if q['n'] == n and kept(q['contender'], q['seed']).exists()]
+    if not todo: sys.exit(f'{out}: no weights of {minutes:g} minutes, whose {n:,} samples were judged before')
+    for contender, seed in todo:
+        weights, key = kept(contender, seed), dict(contender=contender, seed=seed, n=n)
+        if again: r = next(q for q in rows if {k: q[k] for k in key} == key)
+        else:
             with tempfile.TemporaryDirectory() as tmp:
                 print(f'{contender}, seed {seed}: {minutes:g} minutes of training …', file=sys.stderr, flush=True)
                 trained = call('train', contender, minutes, seed, tmp)
                 assert trained['seconds'] < 60*minutes + 5, trained
-                print(f"{trained['steps']:,} steps of {trained['batch']}; drawing and judging {n:,} …", file=sys.stderr, flush=True)
-                grid = out/f'speedrun-{minutes:g}-{contender}-{seed}.png'
-                r = dict(contender=contender, seed=seed, minutes=minutes, device=device_info(pick_device('cpu'))['name'], **{k: v for k, v in versions().items() if k in ('torch', 'commit')},
-                         **{k: v for k, v in trained.items() if k != 'weights'}, **call('judge', trained['weights'], n, str(grid)))
-                (out/f'speedrun-{minutes:g}-{contender}-{seed}.safetensors').write_bytes(Path(trained['weights']).read_bytes())
-            rows = [q for q in rows if (q['contender'], q['seed'], q['n']) != (contender, seed, n)] + [r]
-            write_atomically(out/path.name, lambda tmp: tmp.write_text(json.dumps(rows, indent=1) + '\n'))
-            print(Table([row(r)]), f'the digits: {grid}', sep='\n', flush=True)
+                weights.write_bytes(Path(trained.pop('weights')).read_bytes())
+            r = dict(contender=contender, seed=seed, minutes=minutes, device=device_info(pick_device('cpu'))['name'], **{k: v for k, v in versions().items() if k in ('torch', 'commit')}, **trained)
+        print(f"{r['steps']:,} steps of {r['batch']}; drawing and judging {n:,} …", file=sys.stderr, flush=True)
+        r |= call('judge', str(weights), n, str(grid := weights.with_suffix('.png')))
+        rows = [q for q in rows if {k: q[k] for k in key} != key] + [r]
+        write_atomically(out/path.name, lambda tmp: tmp.write_text(json.dumps(rows, indent=1) + '\n'))
+        print(Table([row(r)]), f'the digits: {grid}', sep='\n', flush=True)
     rows = sorted((q for q in rows if q['n'] == n and q['sampling'] == SAMPLING), key=lambda q: (CONTENDERS.index(q['contender']), q['seed']))      # fewer samples have larger distances
     floor, table = rows[0]['floor'], [row(q) for q in rows]
     print(f'\n{minutes:g} minutes, {n:,} samples by {SAMPLING["sampler"]}-{SAMPLING["steps"]}, η = {SAMPLING["eta"]:g}, spacing {SAMPLING["spacing"]:.2f}, temperature {SAMPLING["temperature"]:g}')
@@ -150,8 +143,7 @@ if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--minutes', type=float, default=10.); p.add_argument('--only', choices=CONTENDERS, default='ddpm-fast'); p.add_argument('--all', action='store_true')
     p.add_argument('--seeds', type=int, default=1, help='how many, from --seed on'); p.add_argument('--seed', type=int, default=0); p.add_argument('--n', type=int, default=10_000)
-    p.add_argument('--out', default=str(top/'runs'/'speedrun')); p.add_argument('--worker'); p.add_argument('--judge', action='store_true', help='no training: judge the weights in the folder again')
+    p.add_argument('--out', default=str(top/'runs'/'speedrun')); p.add_argument('--worker'); p.add_argument('--judge', action='store_true', help='no training: draw and judge anew what is in the folder, after a change of the sampler or the instruments')
     a = p.parse_args()
     if a.worker: print(json.dumps(work(*json.loads(a.worker))))
-    elif a.judge: sys.path.insert(0, str(top)); judge_again(a.minutes, a.out)
-    else: main(a.minutes, CONTENDERS if a.all else [a.only], range(a.seed, a.seed + a.seeds), a.n, a.out)
+    else: main(a.minutes, CONTENDERS if a.all else [a.only], range(a.seed, a.seed + a.seeds), a.n, a.out, a.judge)

@@ -145,7 +145,7 @@ def denoise(self:DDPM,
         eps_hat = (x - a*x0_hat)/b                                  # so that x = a·x̂0 + b·ε̂ stays true
     return x0_hat, eps_hat
 
-# %% ../nbs/01_ddpm.ipynb #7a1d9ee2
+# %% ../nbs/01_ddpm.ipynb #ede0f522
 @patch
 def steps(self:DDPM,
     n=None, # number of steps, 1 to T; None: all
@@ -156,8 +156,10 @@ def steps(self:DDPM,
     if spacing == 'leading': times = [i*self.T//n for i in range(n)]
     elif spacing == 'trailing': times = [(i + 1)*self.T//n - 1 for i in range(n)]
     elif isinstance(spacing, (int, float)) and not isinstance(spacing, bool) and 0 < spacing < math.inf:
-        times = []                                                   # all different, and with room for those that follow
-        for i in range(n): times.append(min(max(round((self.T - self.T//n)*(i/max(n - 1, 1))**spacing), times[-1] + 1 if times else 0), self.T - n + i))
+        times = []
+        for i in range(n):
+            t = round((self.T - self.T//n)*(i/max(n - 1, 1))**spacing)
+            times.append(min(max(t, times[-1] + 1 if times else 0), self.T - n + i))     # all different, and with room for those that follow
     else: raise ValueError(f"unknown spacing '{spacing}': choose leading, trailing or a positive number")
     times = times[::-1]
     return list(zip(times, times[1:] + [-1]))

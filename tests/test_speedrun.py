@@ -1,5 +1,5 @@
 "The speedrun's two scripts, as whole command lines; the numbers they give on a real budget are in results/."
-import json, subprocess, sys
+import json, shutil, subprocess, sys
 from pathlib import Path
 
 import pytest
@@ -27,6 +27,27 @@ def test_a_track(contender, out):
 def test_both_are_compared(out):
     rows = json.loads((out/'speedrun-0.5.json').read_text())
     assert {r['contender'] for r in rows} == {'ddpm-fast', 'tutorial'}
+
+def test_kept_weights_are_judged_again(out, tmp_path):
+    "Without training, and with the numbers they had: the same weights and noise give the same digits."
+    for f in out.glob('speedrun-0.5*'): shutil.copyfile(f, tmp_path/f.name)
+    before = json.loads((out/'speedrun-0.5.json').read_text())
+    (tmp_path/'speedrun-0.5.json').write_text(json.dumps([{**r, 'FD': -1., 'sampling': 'another'} for r in before]))
+    r = run('speedrun.py', '--minutes', '.5', '--n', '100', '--judge', '--out', str(tmp_path))
+    assert r.returncode == 0 and 'training' not in r.stderr, r.stderr
+    facts = lambda rows: sorted((q['contender'], q['seed'], q['steps'], q['seconds'], round(q['FD'], 3), q['commit']) for q in rows)
+    assert facts(json.loads((tmp_path/'speedrun-0.5.json').read_text())) == facts(before)
+
+def test_nothing_to_judge_is_said_in_one_line(tmp_path):
+    r = run('speedrun.py', '--minutes', '10', '--judge', '--out', str(tmp_path))
+    assert r.returncode == 1 and r.stderr.count('\n') == 1 and 'no weights of 10 minutes' in r.stderr
+
+def test_the_tracks_are_sampled_as_the_model_is():
+    sys.path.insert(0, str(top/'benchmarks'))
+    from speedrun import SAMPLING
+    from mnistgen.lab.zoo import MODELS
+    assert SAMPLING == MODELS['ddpm-fast'].sampling
+    for minutes in (10, 60): assert all(r['sampling'] == SAMPLING for r in json.loads((top/'results'/f'speedrun-{minutes}.json').read_text()))
 
 @pytest.mark.parametrize('script, argv, words', [('speedrun.py', ['--only', 'nobody'], 'invalid choice'), ('ideas.py', ['no such idea'], 'unknown: no such idea')])
 def test_bad_arguments(script, argv, words):

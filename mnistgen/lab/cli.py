@@ -26,7 +26,7 @@ def list_models(
     if not rows: raise ValueError(f'no bundled weights in this installation ({WEIGHTS} has none): train a model, or reinstall mnistgen')
     print('\n'.join(r['name'] for r in rows) if names else rows)
 
-# %% ../../nbs/lab/cli.ipynb #09eb230c
+# %% ../../nbs/lab/cli.ipynb #678db66b
 def _digits(text):
     "'7' or '0,1,2' as an integer or a list of them."
     if text is None: return None
@@ -43,6 +43,7 @@ def _warn(g):
     "One line where a model must be sampled from without the engine."
     if not g.plain and g.device.type == 'cpu' and why_plain(): print(f'{why_plain()}: sampling takes the slower, plain way', file=sys.stderr)
 
+# %% ../../nbs/lab/cli.ipynb #70440524
 def sample(
     model:str, # name of a model (see mnistgen list), or a .safetensors file
     n:int=64, # number of images

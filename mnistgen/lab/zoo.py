@@ -6,7 +6,7 @@
 __all__ = ['MODELS', 'SAMPLERS', 'Model', 'find_model', 'Generator', 'weights_of', 'assemble', 'load', 'epochs_of', 'models',
            'preview', 'train_model']
 
-# %% ../../nbs/lab/zoo.ipynb #ffd36c04
+# %% ../../nbs/lab/zoo.ipynb #27232004
 import json, time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from .engine import freeze, keep_memory, pick_device
 from .training import WEIGHTS, Recipe, Trainer, load_checkpoint, read_header
 from ..unet import UNet
 from ..ddpm import DDPM, Noise, sample_ddpm
-from ..ddim import sample_ddim
+from ..ddim import check_ddim, sample_ddim
 
 # %% ../../nbs/lab/zoo.ipynb #ebf08522
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Generator:
     def __getstate__(self): return self.__dict__ | {'_frozen': None}         # a copy freezes its own
     def __repr__(self): return f"Generator('{self.header.get('model', '?')}', {sum(p.numel() for p in self.net.parameters()):,} parameters, {epochs_of(self.header)} epochs, on {self.device})"
 
-# %% ../../nbs/lab/zoo.ipynb #467acddf
+# %% ../../nbs/lab/zoo.ipynb #25ce40d8
 @patch
 def plan(self:Generator, n=16, labels=None, w=None, sampler=None, steps=None, eta=None, seed=0, spacing=None, temperature=None) -> dict:
     "Check the arguments of `sample` and fill in what was left out: all mistakes come to light here, before the work."
@@ -82,11 +82,10 @@ def plan(self:Generator, n=16, labels=None, w=None, sampler=None, steps=None, et
         if name != 'ddim' and value is not None: raise ValueError(f"{k} belongs to the sampler ddim, not to '{name}'")
         value = self.sampling.get(k) if value is None else value
         if name == 'ddim' and value is not None: kw[k] = value
-    if 'eta' in kw and not (isinstance(kw['eta'], (int, float)) and 0 <= kw['eta'] <= 1): raise ValueError(f'eta {eta}: choose a number from 0 to 1')
+    if name == 'ddim': check_ddim(**{k: v for k, v in kw.items() if k != 'spacing'})
     if steps is None: steps = self.sampling['steps'] if name == self.sampling['sampler'] else self.process.T
     steps = whole('steps', steps, 1, self.process.T)
     if 'spacing' in kw: self.process.steps(steps, kw['spacing'])
-    if 'temperature' in kw and not (isinstance(kw['temperature'], (int, float)) and 0 <= kw['temperature'] < float('inf')): raise ValueError(f"temperature {kw['temperature']}: choose a number of at least 0")
     return dict(n=n, labels=labels, sampler=name, steps=steps, seed=seed, run=f, kw=kw)
 
 # %% ../../nbs/lab/zoo.ipynb #46c96817
