@@ -54,6 +54,11 @@ idea(BEST + ', rate 2e-3, wider', 'the time saved, spent on channels', '', BEST 
 idea(BEST + ', transport', 'straighter ways', 'Pooladian et al., 2023', BEST, trainer='Transport')
 idea(BEST + ', attention', 'what is far apart belongs together', '', BEST, network=FAST | dict(attention=(False, True, True)))
 
+idea(BEST + ', rate 2e-3, shorter average', 'three minutes are few steps to average over', 'Karras et al., 2024', BEST + ', rate 2e-3', recipe=dict(ema=.98))
+idea(BEST + ', rate 2e-3, longer average', 'or enough for a longer one', 'Karras et al., 2024', BEST + ', rate 2e-3', recipe=dict(ema=.998))
+idea(BEST + ', rate 2e-3, transformer', '36 patches of 4×4 pixels: matrix products run faster than convolutions', 'Peebles & Xie, 2023', BEST + ', rate 2e-3', net='Patches', network=dict(width=192, blocks=6, heads=6))
+
+idea('coarse first', 'steps on 14×14 pixels cost a quarter, and shapes come before edges', 'Karras et al., 2018', 'logit-normal', trainer='CoarseFirst')
 idea('logit-normal, Muon', "and in the report's own network", '', 'logit-normal', recipe=dict(optimizer='muon'))
 idea('logit-normal, Muon, batch 128', "and in the report's own network", '', 'logit-normal, Muon', recipe=dict(batch_size=128))
 
@@ -64,7 +69,9 @@ def extras():
     import torch.nn.functional as F
     from mnistgen.lab.data import Pixels, Folded, denormalize, draw, normalize
     from mnistgen.lab.training import Trainer
+    from mnistgen.unet import TimeEmbedding, UNet
     import mnistgen.ddpm as ddpm
+    from torch import nn
 
     class Cropped(Pixels):
         "The middle 24×24 pixels."
@@ -96,7 +103,34 @@ def extras():
             super().__init__(*args, **kw)
             ddpm.TIMES['logit-normal'] = lambda B, T, generator, device: (torch.sigmoid(torch.special.ndtri(((torch.arange(B) + draw(torch.rand, (B,), generator, device))/B).clamp(1e-6, 1 - 1e-6)))*T).long().clamp(max=T - 1)
             ddpm.TIMES['uniform'] = lambda B, T, generator, device: ((torch.arange(B) + draw(torch.rand, (B,), generator, device))/B*T).long().clamp(max=T - 1)
-    return dict(Pixels=Pixels, Folded=Folded, Cropped=Cropped, Whole=Whole, Trainer=Trainer, Transport=Transport, Stratified=Stratified)
+
+    class CoarseFirst(Trainer):
+        "For the first third of the time, images of half the side."
+        def train_step(self, batch):
+            coarse = self.seconds() < 20*self.recipe.minutes
+            self.net.pad_to = 16 if coarse else 32
+            return super().train_step((F.avg_pool2d(batch[0], 2), batch[1]) if coarse else batch)
+
+    class Patches(nn.Module):
+        "A transformer on patches of 2×2 positions (Peebles & Xie, 2023)."
+        def __init__(self, width, blocks, heads, shape=(4, 12, 12)):
+            super().__init__()
+            self.heads, n = heads, shape[1]*shape[2]//4
+            self.enter, self.leave, self.time = nn.Linear(4*shape[0], width), nn.Linear(width, 4*shape[0]), TimeEmbedding(64)
+            self.where = nn.Parameter(.02*torch.randn(n, width))
+            self.blocks = nn.ModuleList(nn.ModuleDict(dict(time=nn.Linear(256, 6*width), qkv=nn.Linear(width, 3*width), out=nn.Linear(width, width), up=nn.Linear(width, 4*width), down=nn.Linear(4*width, width))) for _ in range(blocks))
+            for b in self.blocks: nn.init.zeros_(b['time'].weight); nn.init.zeros_(b['time'].bias)
+        def forward(self, x, t, label=None, context=None):
+            norm = lambda h: F.layer_norm(h, h.shape[-1:])
+            side, emb = x.shape[-1]//2, self.time(t)
+            h = self.enter(F.pixel_unshuffle(x, 2).flatten(2).mT) + self.where
+            for b in self.blocks:
+                s1, m1, g1, s2, m2, g2 = b['time'](emb)[:, None].chunk(6, -1)
+                qkv = b['qkv'](norm(h)*(1 + s1) + m1).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+                h = h + g1*b['out'](F.scaled_dot_product_attention(*qkv).transpose(1, 2).flatten(2))
+                h = h + g2*b['down'](F.gelu(b['up'](norm(h)*(1 + s2) + m2)))
+            return F.pixel_shuffle(self.leave(norm(h)).mT.unflatten(2, (side, side)), 2)
+    return dict(Pixels=Pixels, Folded=Folded, Cropped=Cropped, Whole=Whole, Trainer=Trainer, Transport=Transport, Stratified=Stratified, CoarseFirst=CoarseFirst, UNet=UNet, Patches=Patches)
 
 def work(name, minutes, seed, n, since, grid):
     "Train, draw, judge."
@@ -108,7 +142,6 @@ def work(name, minutes, seed, n, since, grid):
     from mnistgen.lab.plotting import save_grid
     from mnistgen.lab.training import Recipe
     from mnistgen.lab import zoo
-    from mnistgen.unet import UNet
     have, s = extras(), IDEAS[name]['setting']
     space, recipe = have[s['space']](), Recipe(epochs=10_000, minutes=minutes, seed=seed, **s['recipe'])
     train, test = [load_images(split=k) for k in ('train', 'test')]
@@ -116,7 +149,7 @@ def work(name, minutes, seed, n, since, grid):
     process = DDPM(**s['process'])
     batches = [Batches(x, batch_size=b, seed=seed, transform=space.encode) for x, b in ((train.pixels, recipe.batch_size), (test.pixels[:2000], 250))]
     with tempfile.TemporaryDirectory() as tmp:
-        t = have[s.get('trainer', 'Trainer')]('idea', UNet(**s['network']), process, *batches, recipe, tmp, 'cpu', spent=time.time() - since)
+        t = have[s.get('trainer', 'Trainer')]('idea', have[s.get('net', 'UNet')](**s['network']), process, *batches, recipe, tmp, 'cpu', spent=time.time() - since)
         record = t.fit()
     seconds = sum(e['seconds'] for e in record['history'])
     zoo.SAMPLERS['ddim'] = lambda *a, **k: sample_ddim(*a, **k, spacing=s.get('spacing', 'leading'))
