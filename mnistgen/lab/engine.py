@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SOURCE', 'FLAGS', 'pick_device', 'half_dtype', 'keep_memory', 'device_info', 'can_compile', 'kernels', 'why_plain',
-           'norm_forward', 'norm_backward', 'FastResBlock', 'FastNorm', 'quicken', 'Frozen', 'freeze']
+           'norm_forward', 'norm_backward', 'FastResBlock', 'FastNorm', 'quicken', 'Frozen', 'FrozenLine', 'freeze']
 
 # %% ../../nbs/lab/engine.ipynb #693fd1e0
 import copy, ctypes, functools, hashlib, logging, os, platform, shutil, subprocess, sys, tempfile
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..unet import Level, ResBlock, UNet, Upsample
+from ..unet import Attention, Level, ResBlock, UNet, Upsample
 
 # %% ../../nbs/lab/engine.ipynb #e6c1fd02
 def pick_device(
@@ -622,9 +622,27 @@ class Frozen:
     @torch.no_grad()
     def __call__(self, x, t, label=None, context=None): return self.forward(x, t, label, context).float() if len(x) else x.clone()
 
+class FrozenLine:
+    "The same for blocks in a row, an `nn.Sequential` of this library's parts: `line(x)`."
+    def __init__(self, line, dtype=None):
+        self.dtype = dtype or half_dtype(torch.device('cpu')) or torch.float32
+        line, self.steps = copy.deepcopy(line).cpu().float().requires_grad_(False), []
+        for m in line:
+            if isinstance(m, nn.SiLU): self.steps[-1] = functools.partial(self.steps[-1], silu=True)       # it comes after a normalisation, which does both
+            else: self.steps.append(next(make(m) for kind, make in self._kinds().items() if isinstance(m, kind)))
+
+    def _kinds(self): return {ResBlock: lambda m: _FrozenBlock(m, self.dtype, None), Attention: lambda m: _FrozenAttention(m, self.dtype), nn.GroupNorm: lambda m: _FrozenNorm(m, self.dtype), nn.Conv2d: lambda m: _frozen_conv(m, self.dtype)}
+
+    @torch.no_grad()
+    def __call__(self, x):
+        x = x.to(self.dtype, memory_format=_CL)
+        for step in self.steps: x = step(x)
+        return x.float()
+
 def freeze(
-    net # a UNet
-): # a Frozen copy; or the network itself, where it is not on the CPU or there are no kernels
+    net # a UNet, or an nn.Sequential of this library's parts
+): # a frozen copy; or the network itself, where it is not on the CPU or there are no kernels
     "The fastest thing there is that answers like `net`, for sampling."
-    if type(net) is not UNet or next(net.parameters()).device.type != 'cpu' or kernels() is None or any(m.num_channels % 16 for m in net.modules() if isinstance(m, nn.GroupNorm)): return net
-    return Frozen(net)
+    frozen = {UNet: Frozen, nn.Sequential: FrozenLine}.get(type(net))
+    if frozen is None or next(net.parameters()).device.type != 'cpu' or kernels() is None or any(m.num_channels % 16 for m in net.modules() if isinstance(m, nn.GroupNorm)): return net
+    return frozen(net)

@@ -237,9 +237,12 @@ class Trainer:
         preview=None, # preview(net) -> images (n, 1, 28, 28) in [0, 1]: drawn at the recipe's stages
         header=None, # what else the checkpoint shall say (JSON-ready)
         plain=False, # float32, and none of the engine's tricks
-        spent=0. # seconds that count as used up before the first step, where the recipe ends by the clock
+        spent=0., # seconds that count as used up before the first step, where the recipe ends by the clock
+        finish=None, # finish(net) -> dict: what the checkpoint shall say of the averaged weights when they are complete
+        keep=False # keep the averaged weights of the stages too, in files of their own
     ):
         self.name, self.process, self.train, self.test, self.recipe, self.out, self.preview = name, process, train, test, recipe, Path(out), preview
+        self.finish, self.keep = finish, keep
         self.device, self.rank, self.world = pick_device(device), int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
         self.accelerator = _join(self.device) if self.world > 1 else None
         if recipe.batch_size < self.world: raise ValueError(f'batch size {recipe.batch_size}: choose at least {self.world}, one for each process')
@@ -328,6 +331,7 @@ def train_step(self:Trainer,
 ) -> float: # the loss of the whole batch
     "One update. FloatingPointError if the loss is not a number."
     for g in self.optimizer.param_groups: g['lr'] = self.recipe.lr_at(self.step, self.total)
+    self.tell(self.step/self.total)
     noise, B = generator('train', self.recipe.seed, index=self.step, device=self.device), self.recipe.batch_size
     if self.world > 1: noise = Part(noise, self.train.part(self.rank, self.world).start, B)
     with self.autocast(): loss = self.process.loss(self.run, batch, noise)
@@ -346,10 +350,16 @@ def train_step(self:Trainer,
     return value
 
 @patch
+def tell(self:Trainer, progress):
+    "Let a process whose loss changes during training know how far it is, from 0 to 1."
+    if hasattr(self.process, 'at'): self.process.at(progress)
+
+@patch
 @torch.no_grad()
 def evaluate(self:Trainer) -> float:
     "Loss of the averaged weights on the test images, with the same times and noise every time."
     losses = []
+    self.tell(1.)                                                    # as at the end, so that epochs can be compared
     for i, batch in enumerate(self.test.epoch(0)):
         if i % self.world != self.rank: continue
         with self.autocast(): losses.append(self.process.loss(self.run_average, batch, generator('eval', self.recipe.seed, index=i, device=self.device)))
@@ -378,12 +388,18 @@ def _write(self:Trainer):
         raise FloatingPointError(f'{len(broken)} tensors such as {broken[0]} have become infinite or not a number by step {self.step}: what was saved before in {self.out} is kept; a lower learning rate or clip_grad may help')
     save_checkpoint(self.out/'state.safetensors', state, {**self.record, 'step': self.step, 'loss_sum': self.loss_sum, 'epoch_seconds': self.epoch_seconds, 'scaler': self.scaler.state_dict()})
     if not self.record['history']: return
-    last = self.record['history'][-1]
-    header = {k: v for k, v in self.record.items() if k != 'history'} | {'epochs': self._epochs_done(), 'train_loss': last['train_loss'], 'eval_loss': last['eval_loss']}
-    save_checkpoint(self.out/f'{self.name}.safetensors', {k: v.half() for k, v in self.average.named_parameters()}, header)
+    if self.complete and self.finish: self.record |= self.finish(self.average)
+    self._write_weights(self.out/f'{self.name}.safetensors')
     write_atomically(self.out/f'{self.name}.json', lambda tmp: tmp.write_text(json.dumps(self.record, indent=1) + '\n'))
 
 # %% ../../nbs/lab/training.ipynb #c6eceace
+@patch
+def _write_weights(self:Trainer, path):
+    "The averaged weights as a checkpoint that says what they are."
+    last = self.record['history'][-1]
+    header = {k: v for k, v in self.record.items() if k != 'history'} | {'epochs': self._epochs_done(), 'train_loss': last['train_loss'], 'eval_loss': last['eval_loss']}
+    save_checkpoint(path, {k: v.half() for k, v in self.average.named_parameters()}, header)
+
 @patch
 def _epochs_done(self:Trainer):
     "How often every image has been seen: a whole number, but where the clock ended an epoch."
@@ -510,6 +526,7 @@ def end_epoch(self:Trainer, epoch):
     if self.preview and (epoch in self.recipe.stages or self.recipe.minutes and look): self.on_first(lambda: self._draw(epoch))
     entry['eval_seconds'] = round(time.time() - start, 2)
     self.record['history'].append(entry)
+    if self.keep and epoch in self.recipe.stages: self.on_first(lambda: self._write_weights(self.out/f'{self.name}-epoch-{epoch:03d}.safetensors'))
     self.loss_sum, self.epoch_seconds = 0., 0.
 
 @patch

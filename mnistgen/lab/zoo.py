@@ -21,6 +21,7 @@ from .training import WEIGHTS, Recipe, Trainer, load_checkpoint, read_header
 from ..unet import UNet
 from ..ddpm import DDPM, Noise, sample_ddpm
 from ..ddim import check_ddim, sample_ddim
+from ..vae import ELBO, VAE, Autoencoder
 
 # %% ../../nbs/lab/zoo.ipynb #ebf08522
 @dataclass(frozen=True)
@@ -28,11 +29,13 @@ class Model:
     "A model that can be trained and loaded by name."
     name: str
     chapter: str               # the notebook that explains it
-    network: dict              # arguments of UNet
+    network: dict              # arguments of its network
     recipes: dict              # {budget: Recipe}
     sampling: dict             # the sampler, steps, eta, … that are used when none are asked for
     space: type = Pixels       # what it works in
     labels: bool = False       # can it be asked for a digit?
+    net: type = UNet           # its network: a UNet, or a VAE
+    process: type = DDPM       # what it is trained for
 
 MODELS = {m.name: m for m in [
     Model('ddpm', '01_ddpm', network=dict(channels=(32, 64, 96, 96), pad_to=32), sampling=dict(sampler='ddim', steps=100, eta=1.),
@@ -40,6 +43,11 @@ MODELS = {m.name: m for m in [
                        quick=Recipe(epochs=3, batch_size=64, optimizer='muon', warmup=100, clip_grad=1., process=dict(predict='v', times='logit-normal')))),
     Model('ddpm-fast', 'lab/speedrun', network=dict(channels=(64, 96, 96), in_channels=4, out_channels=4, pad_to=None, attention=(False,)*3, head_dim=32), space=Folded, sampling=dict(sampler='ddim', steps=50, eta=1., spacing=2/3, temperature=.98),
           recipes=dict(quick=Recipe(epochs=7, batch_size=128, lr=2e-3, optimizer='muon', warmup=100, clip_grad=1., process=dict(predict='v', times='logit-normal')))),
+    Model('vae', '03_vae', net=VAE, process=ELBO, network=dict(channels=(64, 128, 256)), sampling={},
+          recipes=dict(report=Recipe(epochs=100, batch_size=512, lr=1e-4, clip_grad=1., process=dict(beta=1e-5)),
+                       quick=Recipe(epochs=14, batch_size=128, lr=2e-3, optimizer='muon', warmup=100, clip_grad=1., process=dict(beta=1e-5)))),
+    Model('vae-light', '03_vae', net=VAE, process=ELBO, network=dict(channels=(64, 80), fold=2, middle=False, groups=16), sampling={},
+          recipes=dict(quick=Recipe(epochs=36, batch_size=64, lr=4e-3, optimizer='muon', warmup=100, clip_grad=1., process=dict(beta=1e-5)))),
 ]}
 
 SAMPLERS = {'ddpm': sample_ddpm, 'ddim': sample_ddim}
@@ -157,12 +165,13 @@ def assemble(
     tensors, # {name: tensor}, weights of a network
     header, # of the checkpoint they come from: which model, network, process
     device='auto', plain=False # as for load
-) -> Generator:
+) -> Generator: # or an Autoencoder
     "A generator from weights and the header that says what they are. KeyError, TypeError or RuntimeError if they do not belong together."
     entry = find_model(header['model'])
-    net = UNet(**header['network'])
+    net, process = entry.net(**header['network']), entry.process(**header['process_config'])
     net.load_state_dict({k: v.float() for k, v in tensors.items()})
-    return Generator(net, DDPM(**header['process_config']), entry.space(), entry.sampling, entry.labels, header, device, plain)
+    if entry.net is VAE: return Autoencoder(net, header, device, plain)
+    return Generator(net, process, entry.space(), entry.sampling, entry.labels, header, device, plain)
 
 def load(
     model, # a name such as 'ddpm', or the path of a .safetensors file that mnistgen train wrote
@@ -211,7 +220,7 @@ def _start_from(weights, net, process):
     tensors, h = load_checkpoint(path)
     for what, mine in (('network', net.config), ('process_config', process.config)):
         theirs = h.get(what) or {}
-        if what == 'process_config': theirs = DDPM(**theirs).config       # with the defaults of what was added since
+        if what == 'process_config': theirs = type(process)(**theirs).config       # with the defaults of what was added since
         if differ := [f'{k} {theirs.get(k)}' for k, v in mine.items() if json.dumps(theirs.get(k)) != json.dumps(v)]: raise ValueError(f"{path}: cannot be trained further here, its {what.split('_')[0]} has {', '.join(differ)}")
     net.load_state_dict({k: v.float() for k, v in tensors.items()})
     return dict(checksum=h['checksum'], epochs=epochs_of(h), eval_loss=h['eval_loss'])
@@ -240,9 +249,13 @@ def train_model(
     whole('batch size', recipe.batch_size, 1, len(pixels))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        net = UNet(**model.network)
-    process = DDPM(**recipe.process)
+        net = model.net(**model.network)
+    process = model.process(**recipe.process)
     before = {} if start is None else dict(start=_start_from(start, net, process))
     batches = [Batches(x.to(device), batch_size=b, seed=recipe.seed, transform=space.encode) for x, b in ((pixels, recipe.batch_size), (test.pixels[:limit], min(250, limit or 250)))]
+    if model.net is VAE:
+        draw = lambda net: torch.cat([test.pixels[:8, None]/255, Autoencoder(net, device=device, plain=plain).reconstruct(test.pixels[:8])])
+        finish = lambda net: dict(scale=Autoencoder(net, device=device, plain=plain).measure_scale(pixels))
+    else: draw, finish = preview(process, space, model.sampling, plain=plain), None
     header = dict(budget=', '.join([budget, *(f'but {k} {v}' for k, v in changes.items())]), network=net.config, process_config=process.config, data=dict(name='mnist', images=len(pixels), range=[-1, 1]), **before)
-    return Trainer(name, net, process, *batches, recipe, out or Path('runs')/name, device, preview(process, space, model.sampling, plain=plain), header, plain, 0. if since is None else time.time() - since).fit(resume)
+    return Trainer(name, net, process, *batches, recipe, out or Path('runs')/name, device, draw, header, plain, 0. if since is None else time.time() - since, finish, keep=model.net is VAE).fit(resume)
