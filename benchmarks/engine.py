@@ -10,10 +10,13 @@ from pathlib import Path
 
 top = Path(__file__).resolve().parent.parent
 CONTENDERS = 'eager', 'best', 'mnistgen'
-TRAINING = {'train pixel, batch 128': ('pixel', 128), 'train latent, batch 128': ('latent', 128), 'train latent, batch 512': ('latent', 512)}
+TRAINING = {'train pixel, batch 128': ('pixel', 128), 'train latent, batch 128': ('latent', 128), 'train latent, batch 512': ('latent', 512), 'train vae, batch 128': ('vae', 128)}
 SAMPLING = {f'{s.upper()}-{steps}, {n} image{"s"[:n > 1]}': (s, steps, n) for s, steps, n in [('ddpm', 1000, 10), *(('ddim', steps, n) for steps in (100, 50) for n in (1, 10, 256))]}
+DECODING = {f'decode {n} latents': n for n in (10, 250)}
 MEMORY = 'memory, 1000 images'                       # as DDIM, three steps of it
 COLD = 'from nothing to 10 images, DDIM-50'          # start of Python, import, loading, compilation
+WORKS = *TRAINING, *SAMPLING, *DECODING, MEMORY, COLD
+BETA = 1e-5                                          # of the nats, in the loss of the autoencoder
 CONFIG = dict(pixel=dict(channels=(32, 64, 96, 96)), latent=dict(channels=(64, 128), in_channels=2, out_channels=2, pad_to=8))
 
 # ---- in a worker: build a contender, return a function that does the work once
@@ -22,18 +25,36 @@ def half(contender):
     import torch
     return torch.autocast('cpu', torch.bfloat16) if contender == 'best' else contextlib.nullcontext()
 
+def autoencoder(channels=(64, 128, 256)):
+    "diffusers' autoencoder of the blocks of our VAE: one residual block a level, and a change of resolution after every level."
+    from diffusers import AutoencoderKL
+    from diffusers.models.unets.unet_2d_blocks import DownEncoderBlock2D, UpDecoderBlock2D
+    from torch.nn import ModuleList
+    up, kw = channels[::-1], dict(num_layers=1, resnet_eps=1e-6, resnet_act_fn='silu', resnet_groups=32)
+    net = AutoencoderKL(in_channels=1, out_channels=1, latent_channels=2, block_out_channels=channels, norm_num_groups=32, use_quant_conv=False, use_post_quant_conv=False,
+                        down_block_types=('DownEncoderBlock2D',)*len(channels), up_block_types=('UpDecoderBlock2D',)*len(channels))
+    # its own levels: the last one is not resampled, those of the decoder have two blocks, and what is halved is padded on two sides (here, with 1, on all four)
+    net.encoder.down_blocks = ModuleList(DownEncoderBlock2D(i, o, add_downsample=True, downsample_padding=1, **kw) for i, o in zip((channels[0], *channels), channels))
+    net.decoder.up_blocks = ModuleList(UpDecoderBlock2D(i, o, add_upsample=True, **kw) for i, o in zip((up[0], *up), up))
+    return net
+
 def reference(contender, kind):
-    "diffusers' network in the report's configuration."
+    "diffusers' network in the report's configuration, and what is called: of the autoencoder, from images to images and nats, or its decoder."
     import torch
     from diffusers import UNet2DModel
-    channels = CONFIG[kind]['channels']
-    plain, c = len(channels) - 1, CONFIG[kind].get('in_channels', 1)
-    net = UNet2DModel(sample_size=32 if kind == 'pixel' else 8, in_channels=c, out_channels=c, block_out_channels=channels, layers_per_block=1,
-                      down_block_types=('DownBlock2D',)*plain + ('AttnDownBlock2D',), up_block_types=('AttnUpBlock2D',) + ('UpBlock2D',)*plain)
-    return (net, net) if contender == 'eager' else (net.to(memory_format=torch.channels_last), torch.compile(net))
+    if kind in ('vae', 'decoder'):
+        net = autoencoder()
+        def whole(x): q = net.encode(x).latent_dist; return net.decode(q.sample()).sample, q.kl()
+        run = whole if kind == 'vae' else net.decode                # a compiled network is compiled for forward() alone, which gives no nats
+    else:
+        channels = CONFIG[kind]['channels']
+        plain, c = len(channels) - 1, CONFIG[kind].get('in_channels', 1)
+        net = run = UNet2DModel(sample_size=32 if kind == 'pixel' else 8, in_channels=c, out_channels=c, block_out_channels=channels, layers_per_block=1,
+                                down_block_types=('DownBlock2D',)*plain + ('AttnDownBlock2D',), up_block_types=('AttnUpBlock2D',) + ('UpBlock2D',)*plain)
+    return (net, run) if contender == 'eager' else (net.to(memory_format=torch.channels_last), torch.compile(run))
 
 def training(contender, kind, B):
-    "One training step: noise, loss, gradients, AdamW, average."
+    "One training step: noise, loss, gradients (of the autoencoder: clipped), AdamW, average."
     import torch
     import torch.nn.functional as F
     torch.manual_seed(0)
@@ -42,22 +63,31 @@ def training(contender, kind, B):
         from mnistgen.lab.data import Batches
         from mnistgen.lab.training import Recipe, Trainer
         from mnistgen.unet import UNet
-        x = torch.randn(B, *((1, 28, 28) if kind == 'pixel' else (2, 4, 4)))
+        from mnistgen.vae import ELBO, VAE
+        x = torch.randn(B, *((2, 4, 4) if kind == 'latent' else (1, 28, 28)))
         batches = Batches(x, batch_size=B)
-        trainer = Trainer('benchmark', UNet(**CONFIG[kind]), DDPM(), batches, batches, Recipe(batch_size=B), tempfile.mkdtemp(), 'cpu')
+        net, process, clip = (VAE(), ELBO(beta=BETA), 1.) if kind == 'vae' else (UNet(**CONFIG[kind]), DDPM(), None)
+        trainer = Trainer('benchmark', net, process, batches, batches, Recipe(batch_size=B, clip_grad=clip), tempfile.mkdtemp(), 'cpu')
         return lambda: trainer.train_step((x, None))
     from diffusers import DDPMScheduler
     from diffusers.training_utils import EMAModel
     net, run = reference(contender, kind)
-    x = torch.randn(B, *((1, 32, 32) if kind == 'pixel' else (2, 8, 8)))
+    x = torch.randn(B, *((2, 8, 8) if kind == 'latent' else (1, 32, 32)))
     scheduler, ema = DDPMScheduler(beta_schedule='squaredcos_cap_v2'), EMAModel(net.parameters(), decay=.995)
     optimizer = torch.optim.AdamW(net.parameters(), 1e-3, weight_decay=1e-4, **({'fused': True} if contender == 'best' else {}))
-    def step():
+    def denoising():
         ε, t = torch.randn(x.shape), torch.randint(1000, (B,))
         noisy = scheduler.add_noise(x, ε, t)
         with half(contender): out = run(noisy, t).sample
-        loss = F.mse_loss(out.float(), ε)
-        loss.backward(); optimizer.step(); optimizer.zero_grad(); ema.step(net.parameters())
+        return F.mse_loss(out.float(), ε)
+    def coding():
+        with half(contender): out, nats = run(x)
+        return F.mse_loss(out.float(), x) + BETA*nats.float().mean()
+    def step():
+        loss = coding() if kind == 'vae' else denoising()
+        loss.backward()
+        if kind == 'vae': torch.nn.utils.clip_grad_norm_(net.parameters(), 1.)
+        optimizer.step(); optimizer.zero_grad(); ema.step(net.parameters())
         return loss.item()
     return step
 
@@ -85,10 +115,28 @@ def sampling(contender, sampler, steps, n, stop=None):
         return ((x + 1)/2).clamp(0, 1)
     return draw
 
+def decoding(contender, n):
+    "Images of latents, with weights that nobody has trained."
+    import torch
+    torch.manual_seed(0)
+    z = torch.randn(n, 2, 4, 4)
+    if contender == 'mnistgen':
+        from mnistgen.vae import VAE, Autoencoder
+        a = Autoencoder(VAE(), device='cpu')
+        return lambda: a.decode(z, batch_size=n)
+    net, run = reference(contender, 'decoder')
+    net.eval()
+    @torch.no_grad()
+    def decode():
+        with half(contender): x = run(z).sample
+        return ((x.float() + 1)/2).clamp(0, 1)
+    return decode
+
 def worker(work, contender, repeats):
     "Do the work, first once to warm up (whose time is kept), then `repeats` times; print what was measured."
     import torch
     if work in TRAINING: f = training(contender, *TRAINING[work])
+    elif work in DECODING: f = decoding(contender, DECODING[work])
     elif work == MEMORY: f = sampling(contender, 'ddim', 50, 1000, stop=3)
     elif work == COLD: f = sampling(contender, 'ddim', 50, 10)
     else: f = sampling(contender, *SAMPLING[work])
@@ -169,13 +217,14 @@ def measure(only):
     import diffusers
     path = top/'results'/'benchmark-engine.json'
     result = json.loads(path.read_text()) if only and path.exists() else dict(rows={})
-    result |= dict(device=device_info(pick_device('cpu')), **versions(), diffusers=diffusers.__version__)
+    here = dict(device=device_info(pick_device('cpu')), **versions(), diffusers=diffusers.__version__)
+    if not only or 'device' not in result: result |= here           # rows that are repeated elsewhere say so themselves
     with tempfile.TemporaryDirectory() as tmp:
-        for work in (*TRAINING, *SAMPLING, MEMORY, COLD):
+        for work in WORKS:
             if only and only not in work: continue
-            row = {}
+            row = dict(device=here['device']['name'])
             for c in CONTENDERS:
-                repeats = 9 if work in TRAINING else 0 if work in (MEMORY, COLD) else 1 if work.endswith('256 images') or '1000' in work and c == 'eager' else 3 if "1000" in work else 5
+                repeats = 9 if work in TRAINING else 25 if work in DECODING else 0 if work in (MEMORY, COLD) else 1 if work.endswith('256 images') or '1000' in work and c == 'eager' else 3 if "1000" in work else 5
                 cache = Path(tmp)/(c + work.replace(' ', '-') if work == COLD else c)
                 runs = [call(work, c, repeats, cache)]
                 if work == COLD: runs.append(call(work, c, 0, cache))                       # again, with what the first left in the cache
@@ -184,6 +233,7 @@ def measure(only):
                 print(f"{work:38s} {c:9s} {row[c]['seconds']:9.3f} s   first {row[c]['first']:6.1f} s   {row[c]['memory']} MB", flush=True)
             result['rows'][work] = row
     if not only or only == 'ladder': result['ladder'] = json.loads(subprocess.run([sys.executable, __file__, '--ladder'], capture_output=True, text=True, check=True, env=os.environ | dict(PYTHONPATH=str(top))).stdout.splitlines()[-1])
+    result['rows'] = {work: result['rows'][work] for work in WORKS if work in result['rows']}          # in this order, also where some were measured later
     path.write_text(json.dumps(result, indent=1) + '\n')
     print()
     for work, row in result['rows'].items():

@@ -7,6 +7,7 @@ from PIL import Image
 from conftest import root
 from mnistgen.lab import cli
 from mnistgen.lab.cli import main
+from mnistgen.lab.training import read_header
 
 exe = Path(sys.executable).parent/'mnistgen'
 
@@ -41,6 +42,7 @@ wrong = {'': 'usage', 'bake ddpm': 'choose list, sample, train', 'sample': 'requ
          'sample ddpm --temperature -1 --out x.png': 'at least 0', 'sample ddpm --temperature nan --out x.png': 'at least 0', 'sample ddpm --sampler ddpm --temperature 1 --out x.png': 'temperature belongs to',
          'sample ddpm --labels 7 --out x.png': 'unconditional', 'sample ddpm --labels seven --out x.png': 'digits', 'sample ddpm --w 3 --out x.png': 'unconditional', 'sample ddpm --out full/x.png': 'cannot be written',
          'sample ddpm --device abacus --out x.png': 'choose auto', 'sample none.safetensors --out x.png': 'no such file', 'sample cut.safetensors --out x.png': 'damaged', 'sample ddpm --colour red --out x.png': 'unrecognized',
+         'sample vae --steps 5 --out x.png': 'leave steps out', 'sample vae --labels 7 --out x.png': 'leave labels out', 'sample vae-light --n 0 --out x.png': 'n 0', 'evaluate vae --eta 1': 'leave eta out', 'train vae --start ddpm': 'its network has',
          'train': 'required', 'train gan': 'choose ddpm', 'train ddpm --budget huge': 'choose report or quick', 'train ddpm --epochs 0': 'at least 1', 'train ddpm --batch-size -1': 'at least 1',
          'train ddpm --batch-size 60001': 'from 1 to 60000', 'train ddpm --seed -1': 'seed -1', 'sample ddpm --eta nan --out x.png': 'from 0 to 1', 'sample ddpm --out folder.png': 'is a folder', 'sample flipped.safetensors --out x.png': 'checksum', 'sample ddpm --device meta --out x.png': 'choose auto', 'train ddpm --out run --resume --plain': 'damaged', 'train ddpm --limit 0': 'limit 0', 'train ddpm --device abacus': 'choose auto', 'train ddpm --out full': 'cannot be written', 'list --everything': 'unrecognized'}
 
@@ -60,7 +62,22 @@ def test_bad_input_gets_one_line_and_status_2(line, tmp_path, monkeypatch, capsy
 
 def test_the_installed_command_exits_with_2(mnistgen):
     r = mnistgen('sample gan --out x.png')
-    assert (r.returncode, r.stdout, r.stderr) == (2, '', "mnistgen: unknown model 'gan': choose ddpm or ddpm-fast\n")
+    assert (r.returncode, r.stdout, r.stderr) == (2, '', "mnistgen: unknown model 'gan': choose ddpm, ddpm-fast, vae or vae-light\n")
+
+def test_an_autoencoder_is_sampled_trained_and_resumed(mnistgen, tmp_path):
+    "Noise, decoded; and a short training of it, gone on with after an interruption, gives weights with a scale."
+    for name in ('a.npy', 'b.npy'):
+        r = mnistgen(f'sample vae --n 3 --seed 1 --out {name}')
+        assert (r.returncode, r.stdout, r.stderr) == (0, f'{name}: 3 images of vae, decoded from noise, seed 1\n', '')
+    assert (tmp_path/'a.npy').read_bytes() == (tmp_path/'b.npy').read_bytes() and np.load(tmp_path/'a.npy').max() > 100
+    line = 'train vae-light --epochs 2 --batch-size 16 --limit 64 --device cpu --out run'
+    r = mnistgen(line)
+    assert r.returncode == 0 and 'vae-light.safetensors: 2 epochs' in r.stdout
+    (tmp_path/'run/vae-light.safetensors').rename(tmp_path/'first.safetensors')
+    r = mnistgen(f'{line} --resume')                                # complete, but its weights are gone: they are written again
+    assert r.returncode == 0 and (tmp_path/'run/vae-light.safetensors').read_bytes() == (tmp_path/'first.safetensors').read_bytes()
+    assert read_header(tmp_path/'first.safetensors')['scale'] > 0 and (tmp_path/'run/vae-light-epoch-001.safetensors').exists()
+    assert mnistgen('sample first.safetensors --n 2 --out c.png').returncode == 0
 
 def test_missing_weights_are_named(mnistgen, tmp_path, env):
     "An installation that lost its weights says so, in list and in sample."

@@ -1,13 +1,14 @@
-"The bundled model through diffusers' own network and schedulers, from the same noise: the whole way from weights to pictures."
-import json
+"The bundled models through diffusers' own networks and schedulers, from the same noise: the whole way from weights to pictures."
+import json, sys
 import numpy as np
 import pytest
 import torch
 from conftest import root
 import mnistgen
 from mnistgen.ddpm import Noise
-from mnistgen.lab.data import crop, reflect_pad
+from mnistgen.lab.data import crop, load_images, normalize, reflect_pad
 from mnistgen.lab.engine import why_plain
+from mnistgen.vae import VAE, divergence
 
 diffusers = pytest.importorskip('diffusers', reason='diffusers is not installed')
 
@@ -87,3 +88,61 @@ def test_record_and_weights_are_of_one_run(g):
     assert (g.header['epochs'], g.header['train_loss'], g.header['eval_loss'], g.header['commit']) == (last['epoch'], last['train_loss'], last['eval_loss'], record['commit'])
     for e in record['recipe']['stages']:
         for suffix in ('', '-raw'): assert (root/f'results/ddpm-epoch-{e:03d}{suffix}.png').exists()
+
+# ---- the autoencoder, which the benchmark compares with this one of diffusers
+
+NAMES = dict(shortcut='conv_shortcut', norm='group_norm', q='to_q', k='to_k', v='to_v', out='to_out.0')      # here: there, in residual blocks and attention
+
+@pytest.fixture(scope='module', params=['random', 'bundled'])
+def vae(request):
+    if request.param == 'bundled':
+        if not (root/'mnistgen/weights/vae.safetensors').exists(): pytest.skip('no autoencoder is bundled')
+        return mnistgen.load('vae', device='cpu', plain=True).net
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        net = VAE().eval().requires_grad_(False)
+        for p in net.parameters(): p += .05*torch.randn(p.shape)     # normalisations too, all of which begin as ones and zeros
+    return net
+
+@pytest.fixture(scope='module')
+def kl(vae):
+    "diffusers' autoencoder with the weights of ours."
+    sys.path.insert(0, str(root/'benchmarks'))
+    from engine import autoencoder
+    net = autoencoder().eval().requires_grad_(False)
+    e, d = net.encoder, net.decoder
+    mid = lambda half: [half.mid_block.resnets[0], *half.mid_block.attentions, half.mid_block.resnets[1]]
+    encoder = [e.conv_in, *(m for b in e.down_blocks for m in (*b.resnets, b.downsamplers[0].conv)), *mid(e), e.conv_norm_out, e.conv_act, e.conv_out]
+    decoder = [d.conv_in, *mid(d), *(m for b in d.up_blocks for m in (*b.resnets, b.upsamplers[0].conv)), d.conv_norm_out, d.conv_act, d.conv_out]
+    for line, other in ((vae.encoder, encoder), (vae.decoder, decoder)):
+        for ours, theirs in zip(line, other, strict=True):
+            names = {k: k.partition('.') for k in ours.state_dict()}
+            theirs.load_state_dict({NAMES.get(head, head) + dot + rest: ours.state_dict()[k] for k, (head, dot, rest) in names.items()})
+    return net
+
+def off(ours, theirs):
+    "The largest difference, relative to the largest number."
+    assert ours.shape == theirs.shape
+    return ((ours - theirs).abs().max()/theirs.abs().max()).item()
+
+def test_autoencoder_has_as_many_parameters(vae, kl):
+    count = lambda net: [sum(p.numel() for p in m.parameters()) for m in (net.encoder, net.decoder, net)]
+    assert count(vae) == count(kl) == [4_634_308, 5_183_041, 9_817_349]
+
+def test_autoencoder_agrees(vae, kl):
+    "Real digits to the same posterior with the same nats, and latents to the same images, to 1e-5 of the largest number."
+    x = normalize(load_images(split='test').pixels[:3])
+    z = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        (mean, logvar), q = vae.encode(x), kl.encode(reflect_pad(x, 32)).latent_dist
+        image, theirs = vae.decode(z), crop(kl.decode(z).sample, 28, 28)
+    assert off(mean, q.mean) < 1e-5 and off(logvar, q.logvar) < 1e-5 and off(image, theirs) < 1e-5
+    assert off(divergence(mean, logvar).sum((1, 2, 3)), q.kl()) < 1e-5
+    assert mean.std() > .01 and logvar.std() > .01 and image.std() > .01          # something was compared
+
+def test_divergence_is_that_of_diffusers():
+    "Also of posteriors from a point to a very wide one."
+    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+    q = DiagonalGaussianDistribution(10*torch.randn(50, 4, 4, 4, generator=torch.Generator().manual_seed(0)))
+    assert q.logvar.min() == -30 and q.logvar.max() == 20
+    torch.testing.assert_close(divergence(q.mean, q.logvar).sum((1, 2, 3)), q.kl(), rtol=1e-5, atol=0)

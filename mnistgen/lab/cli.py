@@ -76,7 +76,8 @@ def sample(
         import numpy as np
         with open(tmp, 'wb') as f: np.save(f, pixels.numpy())
     write_atomically(path, write)
-    print(f"{path}: {n} image{'s'[:n != 1]} of {model}, {plan['sampler']} with {plan['steps']} steps, seed {seed}")
+    how = 'decoded from noise' if plan['sampler'] == 'prior' else f"{plan['sampler']} with {plan['steps']} steps"
+    print(f"{path}: {n} image{'s'[:n != 1]} of {model}, {how}, seed {seed}")
 
 # %% ../../nbs/lab/cli.ipynb #10745826
 def _speaks(): return os.environ.get('RANK', '0') == '0'             # of several processes that a launcher started, the first

@@ -624,14 +624,13 @@ class Frozen:
 
 class FrozenLine:
     "The same for blocks in a row, an `nn.Sequential` of this library's parts: `line(x)`."
+    kinds = {ResBlock: lambda m, dtype: _FrozenBlock(m, dtype, None), Attention: _FrozenAttention, nn.GroupNorm: _FrozenNorm, nn.Conv2d: _frozen_conv}
     def __init__(self, line, dtype=None):
         self.dtype = dtype or half_dtype(torch.device('cpu')) or torch.float32
         line, self.steps = copy.deepcopy(line).cpu().float().requires_grad_(False), []
         for m in line:
             if isinstance(m, nn.SiLU): self.steps[-1] = functools.partial(self.steps[-1], silu=True)       # it comes after a normalisation, which does both
-            else: self.steps.append(next(make(m) for kind, make in self._kinds().items() if isinstance(m, kind)))
-
-    def _kinds(self): return {ResBlock: lambda m: _FrozenBlock(m, self.dtype, None), Attention: lambda m: _FrozenAttention(m, self.dtype), nn.GroupNorm: lambda m: _FrozenNorm(m, self.dtype), nn.Conv2d: lambda m: _frozen_conv(m, self.dtype)}
+            else: self.steps.append(next(make for kind, make in self.kinds.items() if isinstance(m, kind))(m, self.dtype))
 
     @torch.no_grad()
     def __call__(self, x):
@@ -644,5 +643,6 @@ def freeze(
 ): # a frozen copy; or the network itself, where it is not on the CPU or there are no kernels
     "The fastest thing there is that answers like `net`, for sampling."
     frozen = {UNet: Frozen, nn.Sequential: FrozenLine}.get(type(net))
-    if frozen is None or next(net.parameters()).device.type != 'cpu' or kernels() is None or any(m.num_channels % 16 for m in net.modules() if isinstance(m, nn.GroupNorm)): return net
+    if frozen is None or frozen is FrozenLine and not all(isinstance(m, (nn.SiLU, *FrozenLine.kinds)) for m in net): return net
+    if next(net.parameters()).device.type != 'cpu' or kernels() is None or any(m.num_channels % 16 for m in net.modules() if isinstance(m, nn.GroupNorm)): return net
     return frozen(net)
