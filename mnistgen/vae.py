@@ -106,7 +106,7 @@ class ELBO:
         error, nats = self.terms(net, batch, generator)
         return error.mean() + self.weight*nats.mean()
 
-# %% ../nbs/03_vae.ipynb #5d54cce6
+# %% ../nbs/03_vae.ipynb #74780a59
 class Autoencoder:
     "A trained VAE, ready for use: images to latents and back. Its network must not be changed afterwards."
     labels, space = False, Pixels()
@@ -118,8 +118,14 @@ class Autoencoder:
     ):
         self.device, self.plain, self.header = pick_device(device), plain, header or {}
         self.net = net.to(self.device).eval()
-        self.encoder, self.decoder = [m if plain else freeze(m) for m in (net.encoder, net.decoder)]
-        if self.device.type == 'cpu' and not plain: keep_memory()
+        self._freeze()
+
+    def _freeze(self):
+        self.encoder, self.decoder = [m if self.plain else freeze(m) for m in (self.net.encoder, self.net.decoder)]
+        if self.device.type == 'cpu' and not self.plain: keep_memory()
+
+    def __getstate__(self): return {k: v for k, v in self.__dict__.items() if k not in ('encoder', 'decoder')}
+    def __setstate__(self, state): self.__dict__ |= state; self._freeze()        # a copy freezes its own
 
     @property
     def shape(self): return self.net.shape                           # of the latents of an image
@@ -171,23 +177,3 @@ def reconstruct(self:Autoencoder, images, batch_size=250): # images (n, 1, 28, 2
 def measure_scale(self:Autoencoder, images): # a number
     "1 over the standard deviation of the latents of images (as for `posterior`), all dimensions together."
     return 1/self.encode(images).double().std().item()
-
-# %% ../nbs/03_vae.ipynb #e4305026
-@patch
-def plan(self:Autoencoder, n=16, seed=0, **others) -> dict:
-    "Check the arguments of `sample`."
-    for k, v in others.items():
-        if v is not None: raise ValueError(f"the model '{self.header.get('model')}' is an autoencoder: it decodes noise in one step, leave {k} out")
-    return dict(n=whole('n', n, 1), seed=whole('seed', seed, 0), labels=None, sampler='prior', steps=1, kw={})
-
-@patch
-def sample(self:Autoencoder,
-    n=16, # number of images
-    seed=0, # with the index of a sample, it decides the sample
-    batch_size=250, # decoded at a time
-    progress=False, # there is nothing to wait for
-    **others # what other models take: None
-) -> torch.Tensor: # float (n, 1, 28, 28) in [0, 1], on the CPU
-    "Decode standard normal noise: what the autoencoder takes for digits. ValueError, in one line, if the arguments make no sense."
-    p = self.plan(n, seed, **others)
-    return self.decode(Noise(p['seed'], p['n'])(torch.empty(p['n'], *self.shape)), batch_size)

@@ -45,9 +45,9 @@ MODELS = {m.name: m for m in [
           recipes=dict(quick=Recipe(epochs=7, batch_size=128, lr=2e-3, optimizer='muon', warmup=100, clip_grad=1., process=dict(predict='v', times='logit-normal')))),
     Model('vae', '03_vae', net=VAE, process=ELBO, network=dict(channels=(64, 128, 256)), sampling={},
           recipes=dict(report=Recipe(epochs=100, batch_size=512, lr=1e-4, clip_grad=1., process=dict(beta=1e-5)),
-                       quick=Recipe(epochs=14, batch_size=128, lr=2e-3, optimizer='muon', warmup=100, clip_grad=1., process=dict(beta=1e-5)))),
+                       quick=Recipe(epochs=7, batch_size=128, lr=2e-3, optimizer='muon', warmup=100, clip_grad=1., process=dict(beta=1e-5)))),
     Model('vae-light', '03_vae', net=VAE, process=ELBO, network=dict(channels=(64, 80), fold=2, middle=False, groups=16), sampling={},
-          recipes=dict(quick=Recipe(epochs=36, batch_size=64, lr=4e-3, optimizer='muon', warmup=100, clip_grad=1., process=dict(beta=1e-5)))),
+          recipes=dict(quick=Recipe(epochs=16, batch_size=64, lr=4e-3, optimizer='muon', warmup=100, clip_grad=1., process=dict(beta=1e-5)))),
 ]}
 
 SAMPLERS = {'ddpm': sample_ddpm, 'ddim': sample_ddim}
