@@ -177,3 +177,23 @@ def reconstruct(self:Autoencoder, images, batch_size=250): # images (n, 1, 28, 2
 def measure_scale(self:Autoencoder, images): # a number
     "1 over the standard deviation of the latents of images (as for `posterior`), all dimensions together."
     return 1/self.encode(images).double().std().item()
+
+# %% ../nbs/03_vae.ipynb #b74ae54a
+@patch
+def plan(self:Autoencoder, n=16, seed=0, **others) -> dict:
+    "Check the arguments of `sample`."
+    for k, v in others.items():
+        if v is not None: raise ValueError(f"the model '{self.header.get('model')}' is an autoencoder: it decodes noise in one step, leave {k} out")
+    return dict(n=whole('n', n, 1), seed=whole('seed', seed, 0), labels=None, sampler='prior', steps=1, kw={})
+
+@patch
+def sample(self:Autoencoder,
+    n=16, # number of images
+    seed=0, # with the index of a sample, it decides the sample
+    batch_size=250, # decoded at a time
+    progress=False, # there is nothing to wait for
+    **others # what other models take: None
+) -> torch.Tensor: # float (n, 1, 28, 28) in [0, 1], on the CPU
+    "Decode standard normal noise: what the autoencoder takes for digits. ValueError, in one line, if the arguments make no sense."
+    p = self.plan(n, seed, **others)
+    return self.decode(Noise(p['seed'], p['n'])(torch.empty(p['n'], *self.shape)), batch_size)
