@@ -1,7 +1,7 @@
 """What the autoencoders are worth: `python benchmarks/autoencoders.py vae vae-light [--betas] [--speed] [--stages runs/vae]`.
 
 - NAME: how well it reconstructs (both splits), what its latents are like, and what noise decodes to, judged by 10,000 images; into results/NAME-evaluation.json (3 minutes).
-- --betas: the light one trained anew with each weight of the nats, and with the weight rising; into results/vae-betas.json (3 minutes a row; finished rows are kept).
+- --betas: the light one trained anew with each weight of the nats, and with the weight rising; into results/vae-betas.json (4 minutes a row; finished rows are kept).
 - --speed: seconds to encode and to decode, side by side (nothing else should run); into results/vae-speed.json.
 - --stages RUN ...: latents of test images by the weights that runs kept, and their plane; into results/vae-latents.npz."""
 import argparse, json, sys, tempfile, time
@@ -94,7 +94,7 @@ def betas(epochs):
         print(f"{setting}: MSE {mse}, FD {r['train']['FD']:.2f}, accuracy {r['accuracy']:.2%}, {rows[-1]['nats']:.1f} nats, {rows[-1]['active']} in use, from noise FD {noise['train']['FD']:.1f}", flush=True)
 
 def speed(names=('vae', 'vae-light')):
-    "Medians over repeats, in turn, after one to warm up."
+    "Medians over repeats, in turn, after two to warm up."
     import torch
     import mnistgen
     from mnistgen.lab.data import load_images
@@ -129,7 +129,7 @@ def stages(runs, n=2000):
 if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('names', nargs='*'); p.add_argument('--betas', action='store_true'); p.add_argument('--speed', action='store_true')
-    p.add_argument('--stages', nargs='+', help='folders of runs that kept weights'); p.add_argument('--epochs', type=int, default=4, help='of the runs of --betas')
+    p.add_argument('--stages', nargs='+', help='folders of runs that kept weights'); p.add_argument('--epochs', type=int, default=2, help='of the runs of --betas')
     a = p.parse_args()
     for name in a.names: measure(name)
     if a.stages: stages(a.stages)

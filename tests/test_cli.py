@@ -65,7 +65,7 @@ def test_the_installed_command_exits_with_2(mnistgen):
     assert (r.returncode, r.stdout, r.stderr) == (2, '', "mnistgen: unknown model 'gan': choose ddpm, ddpm-fast, vae or vae-light\n")
 
 def test_an_autoencoder_is_sampled_trained_and_resumed(mnistgen, tmp_path):
-    "Noise, decoded; and a short training of it, gone on with after an interruption, gives weights with a scale."
+    "Noise, decoded; and a short training, which gives weights with a scale, and gives them again if it is gone on with after its end."
     for name in ('a.npy', 'b.npy'):
         r = mnistgen(f'sample vae --n 3 --seed 1 --out {name}')
         assert (r.returncode, r.stdout, r.stderr) == (0, f'{name}: 3 images of vae, decoded from noise, seed 1\n', '')

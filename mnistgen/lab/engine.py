@@ -622,6 +622,7 @@ class Frozen:
     @torch.no_grad()
     def __call__(self, x, t, label=None, context=None): return self.forward(x, t, label, context).float() if len(x) else x.clone()
 
+# %% ../../nbs/lab/engine.ipynb #b0340a5e
 class FrozenLine:
     "The same for blocks in a row, an `nn.Sequential` of this library's parts: `line(x)`."
     kinds = {ResBlock: lambda m, dtype: _FrozenBlock(m, dtype, None), Attention: _FrozenAttention, nn.GroupNorm: _FrozenNorm, nn.Conv2d: _frozen_conv}
