@@ -238,11 +238,11 @@ class Trainer:
         header=None, # what else the checkpoint shall say (JSON-ready)
         plain=False, # float32, and none of the engine's tricks
         spent=0., # seconds that count as used up before the first step, where the recipe ends by the clock
-        finish=None, # finish(net) -> dict: what the checkpoint shall say of the averaged weights when they are complete
+        finish=None, # {name: f(net)}: what the checkpoint shall say of the averaged weights when they are complete; measured once, and part of the state
         keep=False # keep the averaged weights of the stages too, in files of their own
     ):
         self.name, self.process, self.train, self.test, self.recipe, self.out, self.preview = name, process, train, test, recipe, Path(out), preview
-        self.finish, self.keep = finish, keep
+        self.finish, self.keep = finish or {}, keep
         self.device, self.rank, self.world = pick_device(device), int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
         self.accelerator = _join(self.device) if self.world > 1 else None
         if recipe.batch_size < self.world: raise ValueError(f'batch size {recipe.batch_size}: choose at least {self.world}, one for each process')
@@ -386,9 +386,11 @@ def _write(self:Trainer):
     state = self.state_tensors()
     if broken := [k for k, v in state.items() if not v.isfinite().all()]:
         raise FloatingPointError(f'{len(broken)} tensors such as {broken[0]} have become infinite or not a number by step {self.step}: what was saved before in {self.out} is kept; a lower learning rate or clip_grad may help')
-    save_checkpoint(self.out/'state.safetensors', state, {**self.record, 'step': self.step, 'loss_sum': self.loss_sum, 'epoch_seconds': self.epoch_seconds, 'scaler': self.scaler.state_dict()})
+    def write(): save_checkpoint(self.out/'state.safetensors', state, {**self.record, 'step': self.step, 'loss_sum': self.loss_sum, 'epoch_seconds': self.epoch_seconds, 'scaler': self.scaler.state_dict()})
+    write()
     if not self.record['history']: return
-    if self.complete and self.finish: self.record |= self.finish(self.average)
+    if self.complete and self.finish.keys() - self.record:           # the last step is safe before this begins; the same measurement may differ in its last digit
+        self.record |= {k: f(self.average) for k, f in self.finish.items()}; write()
     self._write_weights(self.out/f'{self.name}.safetensors')
     write_atomically(self.out/f'{self.name}.json', lambda tmp: tmp.write_text(json.dumps(self.record, indent=1) + '\n'))
 
@@ -425,7 +427,7 @@ def restore(self:Trainer):
             self.optimizer.state[p] = {m: v.to(p.device if self.optimizer.defaults['fused'] else 'cpu').clone() if v.ndim == 0 else torch.empty_like(p).copy_(v) for m, v in state.items()}
     self.step, self.loss_sum, self.epoch_seconds = header['step'], header['loss_sum'], header['epoch_seconds']
     if header['scaler'] and self.scaler.is_enabled(): self.scaler.load_state_dict(header['scaler'])
-    self.record['history'] = header['history']
+    self.record |= {k: header[k] for k in ('history', *self.finish) if k in header}
     self.record['setup_seconds'] = header.get('setup_seconds', 0.)
     self.spent = self.seconds()
 

@@ -255,7 +255,7 @@ def train_model(
     batches = [Batches(x.to(device), batch_size=b, seed=recipe.seed, transform=space.encode) for x, b in ((pixels, recipe.batch_size), (test.pixels[:limit], min(250, limit or 250)))]
     if model.net is VAE:
         draw = lambda net: torch.cat([test.pixels[:8, None]/255, Autoencoder(net, device=device, plain=plain).reconstruct(test.pixels[:8])])
-        finish = lambda net: dict(scale=Autoencoder(net, device=device, plain=plain).measure_scale(pixels))
+        finish = dict(scale=lambda net: Autoencoder(net, device=device, plain=plain).measure_scale(pixels))
     else: draw, finish = preview(process, space, model.sampling, plain=plain), None
     header = dict(budget=', '.join([budget, *(f'but {k} {v}' for k, v in changes.items())]), network=net.config, process_config=process.config, data=dict(name='mnist', images=len(pixels), range=[-1, 1]), **before)
     return Trainer(name, net, process, *batches, recipe, out or Path('runs')/name, device, draw, header, plain, 0. if since is None else time.time() - since, finish, keep=model.net is VAE).fit(resume)
