@@ -12,10 +12,11 @@ top = Path(__file__).resolve().parent.parent
 CONTENDERS = 'eager', 'best', 'mnistgen'
 TRAINING = {'train pixel, batch 128': ('pixel', 128), 'train latent, batch 128': ('latent', 128), 'train latent, batch 512': ('latent', 512), 'train vae, batch 128': ('vae', 128)}
 SAMPLING = {f'{s.upper()}-{steps}, {n} image{"s"[:n > 1]}': (s, steps, n) for s, steps, n in [('ddpm', 1000, 10), *(('ddim', steps, n) for steps in (100, 50) for n in (1, 10, 256))]}
+LATENT = {f'latent DDIM-100, {n} image{"s"[:n > 1]}': ('ddim', 100, n) for n in (1, 10, 256)}       # with the decoder behind it
 DECODING = {f'decode {n} latents': n for n in (10, 250)}
 MEMORY = 'memory, 1000 images'                       # as DDIM, three steps of it
 COLD = 'from nothing to 10 images, DDIM-50'          # start of Python, import, loading, compilation
-WORKS = *TRAINING, *SAMPLING, *DECODING, MEMORY, COLD
+WORKS = *TRAINING, *SAMPLING, *LATENT, *DECODING, MEMORY, COLD
 BETA = 1e-5                                          # of the nats, in the loss of the autoencoder
 CONFIG = dict(pixel=dict(channels=(32, 64, 96, 96)), latent=dict(channels=(64, 128), in_channels=2, out_channels=2, pad_to=8))
 
@@ -91,27 +92,41 @@ def training(contender, kind, B):
         return loss.item()
     return step
 
-def sampling(contender, sampler, steps, n, stop=None):
+def latent_generator():
+    "The report's latent model, with weights that nobody has trained."
+    import torch
+    from mnistgen.ddpm import DDPM
+    from mnistgen.ldm import Latents
+    from mnistgen.lab.zoo import Generator
+    from mnistgen.unet import UNet
+    from mnistgen.vae import VAE, Autoencoder
+    torch.manual_seed(0)
+    return Generator(UNet(**CONFIG['latent']), DDPM(clip=False), Latents(Autoencoder(VAE(), device='cpu'), 1.), dict(sampler='ddim', steps=100))
+
+def sampling(contender, sampler, steps, n, stop=None, kind='pixel'):
     "A whole trajectory, from noise to images; or its first steps."
     import torch
     if contender == 'mnistgen':
         import mnistgen
-        g = mnistgen.load('ddpm', 'cpu')
+        g = mnistgen.load('ddpm', 'cpu') if kind == 'pixel' else latent_generator()
         kw = dict(n=n, sampler=sampler, steps=steps, **({'eta': 0.} if sampler == 'ddim' else {}))
         if stop is None: return lambda: g.sample(**kw)
         return lambda: [g.sample(**{**kw, 'steps': stop}, batch_size=n)]
     import diffusers
     torch.manual_seed(0)
-    net, run = reference(contender, 'pixel')
+    net, run = reference(contender, kind)
     net.eval()
-    scheduler = (diffusers.DDPMScheduler if sampler == 'ddpm' else diffusers.DDIMScheduler)(beta_schedule='squaredcos_cap_v2')
+    scheduler = (diffusers.DDPMScheduler if sampler == 'ddpm' else diffusers.DDIMScheduler)(beta_schedule='squaredcos_cap_v2', clip_sample=kind == 'pixel')
+    if kind == 'latent': decoder, decode = reference(contender, 'decoder'); decoder.eval()
     @torch.no_grad()
     def draw():
         scheduler.set_timesteps(steps)
-        x = torch.randn(n, 1, 32, 32)
+        x = torch.randn(n, *((1, 32, 32) if kind == 'pixel' else (2, 8, 8)))
         for t in scheduler.timesteps[:stop]:
             with half(contender): eps = run(x, t).sample
             x = scheduler.step(eps.float(), t, x).prev_sample
+        if kind == 'latent':
+            with half(contender): x = decode(x[..., 2:6, 2:6]).sample.float()
         return ((x + 1)/2).clamp(0, 1)
     return draw
 
@@ -136,6 +151,7 @@ def worker(work, contender, repeats):
     "Do the work, first once to warm up (whose time is kept), then `repeats` times; print what was measured."
     import torch
     if work in TRAINING: f = training(contender, *TRAINING[work])
+    elif work in LATENT: f = sampling(contender, *LATENT[work], kind='latent')
     elif work in DECODING: f = decoding(contender, DECODING[work])
     elif work == MEMORY: f = sampling(contender, 'ddim', 50, 1000, stop=3)
     elif work == COLD: f = sampling(contender, 'ddim', 50, 10)

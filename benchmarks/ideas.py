@@ -112,24 +112,24 @@ def extras():
             return super().train_step((F.avg_pool2d(batch[0], 2), batch[1]) if coarse else batch)
 
     class Patches(nn.Module):
-        "A transformer on patches of 2×2 positions (Peebles & Xie, 2023)."
-        def __init__(self, width, blocks, heads, shape=(4, 12, 12)):
+        "A transformer on patches of positions (Peebles & Xie, 2023)."
+        def __init__(self, width, blocks, heads, shape=(4, 12, 12), patch=2):
             super().__init__()
-            self.heads, n = heads, shape[1]*shape[2]//4
-            self.enter, self.leave, self.time = nn.Linear(4*shape[0], width), nn.Linear(width, 4*shape[0]), TimeEmbedding(64)
+            self.heads, self.patch, n, c = heads, patch, shape[1]*shape[2]//patch**2, patch**2*shape[0]
+            self.enter, self.leave, self.time = nn.Linear(c, width), nn.Linear(width, c), TimeEmbedding(64)
             self.where = nn.Parameter(.02*torch.randn(n, width))
             self.blocks = nn.ModuleList(nn.ModuleDict(dict(time=nn.Linear(256, 6*width), qkv=nn.Linear(width, 3*width), out=nn.Linear(width, width), up=nn.Linear(width, 4*width), down=nn.Linear(4*width, width))) for _ in range(blocks))
             for b in self.blocks: nn.init.zeros_(b['time'].weight); nn.init.zeros_(b['time'].bias)
         def forward(self, x, t, label=None, context=None):
             norm = lambda h: F.layer_norm(h, h.shape[-1:])
-            side, emb = x.shape[-1]//2, self.time(t)
-            h = self.enter(F.pixel_unshuffle(x, 2).flatten(2).mT) + self.where
+            side, emb = x.shape[-1]//self.patch, self.time(t)
+            h = self.enter(F.pixel_unshuffle(x, self.patch).flatten(2).mT) + self.where
             for b in self.blocks:
                 s1, m1, g1, s2, m2, g2 = b['time'](emb)[:, None].chunk(6, -1)
                 qkv = b['qkv'](norm(h)*(1 + s1) + m1).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
                 h = h + g1*b['out'](F.scaled_dot_product_attention(*qkv).transpose(1, 2).flatten(2))
                 h = h + g2*b['down'](F.gelu(b['up'](norm(h)*(1 + s2) + m2)))
-            return F.pixel_shuffle(self.leave(norm(h)).mT.unflatten(2, (side, side)), 2)
+            return F.pixel_shuffle(self.leave(norm(h)).mT.unflatten(2, (side, side)), self.patch)
     return dict(Pixels=Pixels, Folded=Folded, Cropped=Cropped, Whole=Whole, Trainer=Trainer, Transport=Transport, Stratified=Stratified, CoarseFirst=CoarseFirst, UNet=UNet, Patches=Patches)
 
 def work(name, minutes, seed, n, since, grid):

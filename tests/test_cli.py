@@ -44,7 +44,8 @@ wrong = {'': 'usage', 'bake ddpm': 'choose list, sample, train', 'sample': 'requ
          'sample ddpm --device abacus --out x.png': 'choose auto', 'sample none.safetensors --out x.png': 'no such file', 'sample cut.safetensors --out x.png': 'damaged', 'sample ddpm --colour red --out x.png': 'unrecognized',
          'sample vae --steps 5 --out x.png': 'leave steps out', 'sample vae --labels 7 --out x.png': 'leave labels out', 'sample vae-light --n 0 --out x.png': 'n 0', 'evaluate vae --eta 1': 'leave eta out', 'train vae --start ddpm': 'its network has',
          'train': 'required', 'train gan': 'choose ddpm', 'train ddpm --budget huge': 'choose report or quick', 'train ddpm --epochs 0': 'at least 1', 'train ddpm --batch-size -1': 'at least 1',
-         'train ddpm --batch-size 60001': 'from 1 to 60000', 'train ddpm --seed -1': 'seed -1', 'sample ddpm --eta nan --out x.png': 'from 0 to 1', 'sample ddpm --out folder.png': 'is a folder', 'sample flipped.safetensors --out x.png': 'checksum', 'sample ddpm --device meta --out x.png': 'choose auto', 'train ddpm --out run --resume --plain': 'damaged', 'train ddpm --limit 0': 'limit 0', 'train ddpm --device abacus': 'choose auto', 'train ddpm --out full': 'cannot be written', 'list --everything': 'unrecognized'}
+         'train ddpm --batch-size 60001': 'from 1 to 60000', 'train ddpm --seed -1': 'seed -1', 'sample ddpm --eta nan --out x.png': 'from 0 to 1', 'sample ddpm --out folder.png': 'is a folder', 'sample flipped.safetensors --out x.png': 'checksum', 'sample ddpm --device meta --out x.png': 'choose auto', 'train ddpm --out run --resume --plain': 'damaged', 'train ddpm --limit 0': 'limit 0', 'train ddpm --device abacus': 'choose auto', 'sample ddpm --autoencoder vae --out x.png': 'does not work in latents', 'train ddpm --autoencoder vae': 'does not work in latents', 'evaluate ddpm --autoencoder vae': 'does not work in latents',
+         'train ldm --autoencoder ddpm': 'not an autoencoder', 'train ldm --autoencoder gan': 'unknown model', 'train ldm --autoencoder none.safetensors': 'no such file', 'train ldm --autoencoder cut.safetensors': 'damaged', 'train ddpm --out full': 'cannot be written', 'list --everything': 'unrecognized'}
 
 @pytest.mark.parametrize('line', wrong)
 def test_bad_input_gets_one_line_and_status_2(line, tmp_path, monkeypatch, capsys):
@@ -62,7 +63,7 @@ def test_bad_input_gets_one_line_and_status_2(line, tmp_path, monkeypatch, capsy
 
 def test_the_installed_command_exits_with_2(mnistgen):
     r = mnistgen('sample gan --out x.png')
-    assert (r.returncode, r.stdout, r.stderr) == (2, '', "mnistgen: unknown model 'gan': choose ddpm, ddpm-fast, vae or vae-light\n")
+    assert (r.returncode, r.stdout, r.stderr) == (2, '', f"mnistgen: unknown model 'gan': choose {', '.join(list(cli.MODELS)[:-1])} or {list(cli.MODELS)[-1]}\n")
 
 def test_an_autoencoder_is_sampled_trained_and_resumed(mnistgen, tmp_path):
     "Noise, decoded; and a short training, which gives weights with a scale, and gives them again if it is gone on with after its end."
@@ -103,7 +104,7 @@ def test_without_a_compiler_there_is_the_plain_way(mnistgen, tmp_path):
 
 def test_help_names_every_option(mnistgen):
     assert mnistgen('--help').returncode == 0
-    for command, options in (('sample', 'n labels sampler steps eta w seed out device'), ('train', 'budget epochs batch-size resume out device'), ('list', 'names')):
+    for command, options in (('sample', 'n labels sampler steps eta w seed out device autoencoder'), ('train', 'budget epochs batch-size resume out device autoencoder'), ('list', 'names')):
         r = mnistgen(f'{command} --help')
         assert r.returncode == 0 and all(f'--{o}' in r.stdout for o in options.split())
 
@@ -125,7 +126,7 @@ def test_all_models_are_trained_with_the_arguments_given(monkeypatch, capsys):
     def train_model(name, budget, epochs, minutes, *rest, **more):
         seen.append((name, epochs, minutes))
         return dict(history=[dict(epoch=3, train_loss=1., eval_loss=1.)])
-    monkeypatch.setattr(cli, 'train_model', train_model); monkeypatch.setattr(cli, 'read_header', lambda path: dict(epochs=3))
+    monkeypatch.setattr(cli, 'train_model', train_model); monkeypatch.setattr(cli, 'read_header', lambda path: dict(epochs=3)); monkeypatch.setattr(cli, 'autoencoder_of', lambda *a: None)
     for argv, want in (([], (None, None)), (['--minutes', '2'], (None, 2.)), (['--epochs', '5'], (5, None))):
         seen.clear()
         assert main(['train', 'all', *argv]) == 0 and seen == [(name, *want) for name in cli.MODELS]
@@ -141,3 +142,46 @@ def test_training_leaves_weights_record_and_stages(undisturbed, mnistgen):
     assert r.returncode == 0
     assert mnistgen(f'{LINE} --out {out}').returncode == 2                          # a run is not overwritten
     assert mnistgen(f'{LINE.replace("--epochs 2", "--epochs 4")} --resume --out {out}').returncode == 2   # nor continued as another
+
+# ---- latents: whose they are
+
+@pytest.fixture(scope='module')
+def latent(tmp_path_factory):
+    "Two autoencoders of one step each, and a diffusion model of the first one's latents."
+    tmp = tmp_path_factory.mktemp('latent')
+    for seed in (0, 1): assert main(f'train vae-light --epochs 1 --batch-size 64 --limit 64 --seed {seed} --device cpu --plain --out {tmp}/vae{seed}'.split()) == 0
+    mine, other = [tmp/f'vae{seed}/vae-light.safetensors' for seed in (0, 1)]
+    before = mine.read_bytes()
+    assert main(f'train ldm --epochs 1 --batch-size 32 --limit 64 --device cpu --plain --autoencoder {mine} --out {tmp}/ldm'.split()) == 0
+    assert mine.read_bytes() == before                               # the autoencoder is not touched
+    return tmp/'ldm/ldm.safetensors', mine, other
+
+def test_a_latent_model_samples_with_its_own_autoencoder(latent, tmp_path, capsys):
+    weights, mine, _ = latent
+    for name in ('a.npy', 'b.npy'): assert main(f'sample {weights} --autoencoder {mine} --n 3 --steps 4 --out {tmp_path/name}'.split()) == 0
+    assert np.load(tmp_path/'a.npy').shape == (3, 28, 28) and (tmp_path/'a.npy').read_bytes() == (tmp_path/'b.npy').read_bytes()
+    record = json.loads((weights.parent/'ldm.json').read_text())
+    assert record['autoencoder'] == dict(name='vae-light', checksum=cli.read_header(mine)['checksum'], scale=cli.read_header(mine)['scale'])
+
+def test_with_another_autoencoder_it_is_refused(latent, tmp_path, monkeypatch, capsys):
+    "In one line, before any work: by sample, evaluate, and by a training that would go on."
+    weights, mine, other = latent
+    monkeypatch.chdir(tmp_path)
+    lines = {f'sample {weights} --autoencoder {other} --out x.png': 'another autoencoder', f'evaluate {weights} --n 4 --autoencoder {other}': 'another autoencoder', f'sample {weights} --autoencoder ddpm --out x.png': 'not an autoencoder',
+             f'train ldm --epochs 1 --batch-size 32 --limit 64 --device cpu --plain --resume --autoencoder {other} --out {weights.parent}': 'was started with autoencoder',
+             f'train ldm --epochs 1 --batch-size 32 --limit 64 --device cpu --plain --start {weights} --autoencoder {other} --out new': 'another autoencoder', f'sample {mine} --autoencoder {mine} --out x.png': 'does not work in latents'}
+    for line, words in lines.items():
+        assert main(line.split()) == 2, line
+        out, err = capsys.readouterr()
+        assert out == '' and err.count('\n') == 1 and words in err, err
+    assert list(tmp_path.iterdir()) == []
+
+def test_a_missing_autoencoder_is_named_before_any_work(latent, tmp_path, monkeypatch, capsys):
+    import mnistgen.lab.zoo as zoo
+    monkeypatch.setattr(zoo, 'WEIGHTS', tmp_path); monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, 'train_model', lambda *a, **k: pytest.fail('trained'))
+    for line, missing in (('train ldm', 'vae'), ('train all', 'vae'), (f'sample {latent[0]} --out x.png', 'vae-light')):
+        assert main(line.split()) == 2
+        out, err = capsys.readouterr()
+        assert out == '' and err.count('\n') == 1 and "the model 'ldm' needs an autoencoder" in err and f'{missing}.safetensors is missing' in err, err
+    assert list(tmp_path.iterdir()) == []

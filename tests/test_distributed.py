@@ -197,3 +197,15 @@ def test_accelerate_launches_one_and_two_and_the_engine_agrees(env, tmp_path):
     one, two = [json.loads((tmp_path/name/'run/ddpm.json').read_text()) for name in ('one', 'two')]
     assert (one['processes'], two['processes']) == (1, 2) and (one['engine'], one['precision']) == (two['engine'], two['precision'])
     torch.testing.assert_close(torch.tensor(losses(tmp_path/'two')), torch.tensor(losses(tmp_path/'one')), rtol=1e-3 if one['precision'] == 'bfloat16' else 1e-5, atol=0)
+
+def test_two_processes_train_on_the_same_latents(env, tmp_path):
+    "Each encodes the images by itself, once: what they train on, and so the losses, are those of one."
+    start, cli = dict(one=[sys.executable], two=[*TORCHRUN, '2']), ['-m', 'mnistgen.lab.cli']
+    def run(name, line):
+        r = subprocess.run([*start[name], *cli, *line.split()], cwd=tmp_path, env=env | {'OMP_NUM_THREADS': '1'}, capture_output=True, text=True, timeout=300)
+        assert r.returncode == 0, r.stderr
+    run('one', 'train vae-light --epochs 1 --batch-size 64 --limit 64 --device cpu --plain --out vae')
+    for name in start: run(name, f'train ldm --epochs 1 --batch-size 33 --limit 99 --device cpu --plain --autoencoder vae/vae-light.safetensors --out {name}')
+    one, two = [json.loads((tmp_path/name/'ldm.json').read_text()) for name in start]
+    assert (one['processes'], two['processes']) == (1, 2) and one['autoencoder'] == two['autoencoder'] == dict(name='vae-light', **{k: load_checkpoint(tmp_path/'vae/vae-light.safetensors')[1][k] for k in ('checksum', 'scale')})
+    for h, g in zip(one['history'], two['history'], strict=True): assert all(abs(h[k]/g[k] - 1) < 1e-4 for k in ('train_loss', 'eval_loss')), (h, g)

@@ -25,6 +25,14 @@ PLANS = {'ddpm': [
 ], 'ddpm-fast': [
     *(dict(sampler='ddim', steps=S, eta=1., spacing=p, temperature=τ, n=2000, seed=0)              # all said: what is left out is the model's own
       for S, p, τ in [(50, p, 1.) for p in (2., 1., 2/3, 1/2)] + [(50, 2/3, τ) for τ in (.98, .96, .94)] + [(100, 1., 1.), (250, 1., 1.)]),
+], 'ldm': [
+    *(dict(w, n=2000, seed=0) for w in SWEEP),
+    dict(sampler='ddim', steps=100, eta=.05, n=2000, seed=0),                                      # the report's
+    *(dict(sampler='ddim', steps=S, eta=1., spacing=p, n=2000, seed=0) for S in (20, 50) for p in (2/3, 1/2)),
+    *(dict(sampler=s, **kw, n=2000, seed=0, **b) for s, kw in (('ddim', dict(steps=100, eta=1.)), ('ddpm', dict(steps=1000))) for b in BLOCKS),
+    dict(sampler='ddim', steps=100, eta=.05, n=10_000, seed=0),
+    dict(sampler='ddim', steps=100, eta=1., n=10_000, seed=0),
+    dict(sampler='ddpm', steps=1000, n=10_000, seed=0),
 ]}
 AVERAGING = dict(sampler='ddim', steps=50, eta=1., n=2000, seed=0)
 
@@ -47,9 +55,10 @@ def samples(g, weights, way):
     for start in range(first, first + way['n'], CHUNK):
         path = folder/f'{start:06d}.npy'
         if not path.exists():
-            for _, images, _ in g.stream(**{**way, 'n': min(CHUNK, first + way['n'] - start), 'start': start}): pass
+            for _, x, _ in g.stream(**{**way, 'n': min(CHUNK, first + way['n'] - start), 'start': start}, decoded=False): pass
+            images = to_uint8(g.space.decode(x).cpu())
             def write(tmp):
-                with open(tmp, 'wb') as f: np.save(f, to_uint8(images.cpu()).numpy())
+                with open(tmp, 'wb') as f: np.save(f, images.numpy())
             write_atomically(path, write)
         out.append(torch.from_numpy(np.load(path)))
     return torch.cat(out)

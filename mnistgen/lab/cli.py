@@ -15,7 +15,7 @@ from fastcore.script import anno_parser, store_true
 from .data import check_labels, generator, load_images, whole
 from .engine import why_plain
 from .training import check_writable, read_header
-from .zoo import MODELS, WEIGHTS, find_model, load, models, train_model
+from .zoo import MODELS, WEIGHTS, autoencoder_of, find_model, load, models, train_model
 
 # %% ../../nbs/lab/cli.ipynb #c002b4c8
 def list_models(
@@ -57,7 +57,8 @@ def sample(
     seed:int=0, # the same arguments and seed give the same file
     out:str=None, # FILE.png (a grid) or FILE.npy (uint8, n×28×28)
     device:str='auto', # auto, cpu or cuda
-    plain:store_true=False # float32, and none of the engine's tricks
+    plain:store_true=False, # float32, and none of the engine's tricks
+    autoencoder:str=None # whose latents a latent model has learned: a model's name, or a .safetensors file (default: the bundled one)
 ):
     "Draw images from a trained model."
     from mnistgen.lab.data import to_uint8
@@ -65,7 +66,7 @@ def sample(
     from mnistgen.lab.training import write_atomically
     if out is None or Path(out).suffix not in ('.png', '.npy'): raise ValueError(f'--out {out or ""}: give a file that ends in .png or .npy')
     labels = _digits(labels)
-    g = load(model, device, plain)
+    g = load(model, device, plain, autoencoder)
     args = dict(n=n, labels=labels, w=w, sampler=sampler, steps=steps, eta=eta, seed=seed, spacing=_spacing(spacing), temperature=temperature)
     plan = g.plan(**args)
     path = check_writable(out)
@@ -98,17 +99,21 @@ def train(
     device:str='auto', # auto, cpu or cuda
     plain:store_true=False, # float32, and none of the engine's tricks
     limit:int=None, # train on the first so many images only, for a trial
-    start:str=None # train these weights further: a model's name, or a .safetensors file
+    start:str=None, # train these weights further: a model's name, or a .safetensors file
+    autoencoder:str=None # in whose latents a latent model shall work: a model's name, or a .safetensors file (default: the bundled one)
 ):
     "Train a model. Writes weights, the state to resume from, the record of the run and samples at stages."
     if limit is not None: whole('limit', limit, 1)
-    for name in _names(model, budget):
+    names = _names(model, budget)
+    own = {name: autoencoder if MODELS[name].autoencoder or model != 'all' else None for name in names}
+    for name in names: autoencoder_of(name, own[name])               # what is missing for the last is said before the first
+    for name in names:
         folder = Path(out)/name if out and model == 'all' else Path(out) if out else Path('runs')/name
-        record = train_model(name, budget, epochs, minutes, batch_size, seed, folder, resume, device, plain, limit, start)
+        record = train_model(name, budget, epochs, minutes, batch_size, seed, folder, resume, device, plain, limit, start, autoencoder=own[name])
         if not _speaks(): continue
         last, done = record['history'][-1], read_header(folder/f'{name}.safetensors')['epochs']
         print(f"{folder/name}.safetensors: {done:g} epoch{'s'[:done != 1]}, train loss {last['train_loss']:.4f}, eval loss {last['eval_loss']:.4f}")
-        print(f"{folder/name}-epoch-{last['epoch']:03d}.png: what it draws; more with: mnistgen sample {folder/name}.safetensors --out digits.png")
+        print(f"{folder/name}-epoch-{last['epoch']:03d}.png: what it draws; more with: mnistgen sample {folder/name}.safetensors" + (f' --autoencoder {own[name]}' if own[name] else '') + ' --out digits.png')
 
 # %% ../../nbs/lab/cli.ipynb #590492a5
 def _images_of(path, n, labels):
@@ -127,9 +132,9 @@ def _images_of(path, n, labels):
     n = len(images) if n is None else whole('n', n, 2, len(images))
     return images[:n], None if labels is None else labels[:n]
 
-def _samples_of(model, n, labels, seed, device, plain, **choices):
+def _samples_of(model, n, labels, seed, device, plain, autoencoder, **choices):
     "A function that draws samples of a model, the digits asked for, and how, for the record. All mistakes come to light before it draws."
-    g, n = load(model, device, plain), whole('n', 10_000 if n is None else n, 2)
+    g, n = load(model, device, plain, autoencoder), whole('n', 10_000 if n is None else n, 2)
     labels = _digits(labels)
     if g.labels and labels is None: labels = torch.multinomial(load_images().labels.bincount().double(), n, True, generator=generator('evaluate', seed))
     args = dict(n=n, labels=labels, seed=seed, **choices)
@@ -160,7 +165,8 @@ def evaluate(
     json:store_true=False, # print JSON in place of the table
     out:str=None, # FILE.png: samples over the training images nearest to them
     device:str='auto', # auto, cpu or cuda
-    plain:store_true=False # float32, and none of the engine's tricks
+    plain:store_true=False, # float32, and none of the engine's tricks
+    autoencoder:str=None # whose latents a latent model has learned: a model's name, or a .safetensors file (default: the bundled one)
 ):
     "Judge samples of a model, or images in a file, by numbers, beside what real digits score."
     import json as js, time
@@ -168,11 +174,11 @@ def evaluate(
     if out is not None and Path(out).suffix != '.png': raise ValueError(f'--out {out}: give a file that ends in .png')
     choices = dict(sampler=sampler, steps=steps, eta=eta, w=w, spacing=_spacing(spacing), temperature=temperature)
     if model.endswith('.npy'):
-        for k, v in choices.items():
+        for k, v in dict(**choices, autoencoder=autoencoder).items():
             if v is not None: raise ValueError(f'--{k} {v}: the images of {model} are drawn already, leave it out')
         images, digits = _images_of(model, n, labels)
         draw, about = lambda: images, dict(file=model)
-    else: draw, digits, about = _samples_of(model, n, labels, seed, device, plain, **choices)
+    else: draw, digits, about = _samples_of(model, n, labels, seed, device, plain, autoencoder, **choices)
     if out: check_writable(out)
     start = time.time()
     images = draw()

@@ -414,7 +414,7 @@ def restore(self:Trainer):
     tensors, header = self.on_first(lambda: load_checkpoint(self.out/'state.safetensors'))
     if header.get('model') != self.name: raise ValueError(f"{self.out}: holds a run of '{header.get('model')}', not of '{self.name}'")
     if 'step' not in header: raise ValueError(f'{self.out}/state.safetensors: holds weights, not the state of a run')
-    plain = lambda record: json.loads(json.dumps({**{k: record.get(k) for k in ('items', 'network', 'process_config', 'data', 'start')}, **record['recipe']}))
+    plain = lambda record: json.loads(json.dumps({**{k: record.get(k) for k in ('items', 'network', 'process_config', 'data', 'start', 'autoencoder')}, **record['recipe']}))
     if differ := [f'{k} {v}' for k, v in plain(header).items() if plain(self.record).get(k) != v]:
         raise ValueError(f"{self.out}: was started with {', '.join(differ)}: resume it with the same settings, or choose another folder")
     params = dict(self.net.named_parameters())

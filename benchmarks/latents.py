@@ -1,0 +1,228 @@
+"""Latent diffusion, varied: `python benchmarks/latents.py --failures | --variants | --edges [NAME ...] [--seed 0]`.
+
+- --failures: the same short training with one thing wrong at a time; into results/ldm-failures.json (7 minutes a row, of five epochs and 2,000 samples).
+- --variants: networks with and without the padding of the report's, for the same minutes of wall clock; into results/ldm-variants.json (8 minutes a row).
+- --edges: how sharp the samples of the bundled pixel and latent models are; into results/ldm-edges.json (samples that tools/measure.py has kept are not drawn again).
+
+Each training runs in a process of its own and leaves a small grid beside the numbers. Rows that are there are not measured again (--again does).
+Latents are encoded once and kept in runs/latents/."""
+import argparse, json, math, os, re, subprocess, sys, tempfile, time
+from pathlib import Path
+
+top = Path(__file__).resolve().parent.parent
+RESULTS, KEPT = top/'results', top/'runs'/'latents'
+sys.path[:0] = [str(top), str(top/'tools')]
+
+# what is wrong, in the settings of FAILURES: factor, of the scale; drawn, latents are drawn instead of their mode; clip, to [-1, 1] when sampling; autoencoder, instead of the bundled `vae`;
+# like, which other's training it shares
+RIGHT = dict(factor=1., drawn=False, clip=False, autoencoder='vae', like=None)
+FAILURES = {name: RIGHT | wrong for name, wrong in {
+    'nothing': {},
+    'latents × 0.25': dict(factor=.25),
+    'latents × 4': dict(factor=4.),
+    'drawn, not the mode': dict(drawn=True),
+    'clipped to [-1, 1]': dict(clip=True, like='nothing'),
+    'autoencoder, one epoch': dict(autoencoder='runs/vae/vae-epoch-001.safetensors'),
+}.items()}
+
+SMALL = dict(in_channels=2, out_channels=2, pad_to=None)
+VARIANTS = {name: dict(net=net, network=network, why=why) for name, net, network, why in [
+    ('padded UNet', 'UNet', SMALL | dict(channels=(64, 128), pad_to=8), "the report's: 4×4 padded to 8×8, and 4×4 below"),
+    ('two levels, no padding', 'UNet', SMALL | dict(channels=(64, 128)), 'the same on 4×4 and 2×2, the regime the report avoids: equal parameters, a quarter of the arithmetic'),
+    ('one level', 'UNet', SMALL | dict(channels=(128,)), 'what the report proposes: equal parameters, half of the arithmetic'),
+    ('one level, wider', 'UNet', SMALL | dict(channels=(160,)), 'with about the same arithmetic'),
+    ('transformer', 'Patches', dict(width=160, blocks=5, heads=5, shape=(2, 4, 4), patch=1), '16 tokens of two numbers: equal parameters'),
+    ('MLP', 'MLP', dict(width=512, blocks=4), '32 numbers without a grid: equal parameters'),
+    ('MLP, wider', 'MLP', dict(width=1024, blocks=4), 'arithmetic is cheap without a grid: four times the parameters'),
+]}
+
+def slug(name): return re.sub(r'[^a-z0-9.]+', '-', name.lower()).strip('-')
+
+def posterior(weights):
+    "Mean and log-variance of the latents of the training and of the test images: ((n, 2, 4, 4), (n, 2, 4, 4)) of each; encoded once for each autoencoder."
+    from mnistgen.lab.data import load_images
+    from mnistgen.lab.training import load_checkpoint, save_checkpoint
+    from mnistgen.lab.zoo import load
+    a = load(weights, 'cpu')
+    path = KEPT/f"{a.header['checksum']}.safetensors"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        parts = {f'{split}.{k}': v for split in ('train', 'test') for k, v in zip(('mean', 'logvar'), a.posterior(load_images(split=split).pixels))}
+        save_checkpoint(path, parts, dict(autoencoder=a.header['checksum']))
+    tensors, _ = load_checkpoint(path)
+    return a, *[(tensors[f'{split}.mean'], tensors[f'{split}.logvar']) for split in ('train', 'test')]
+
+def network(net, kw):
+    from ideas import extras
+    from mnistgen.ldm import MLP
+    out = (extras() | dict(MLP=MLP))[net](**kw)
+    if net == 'Patches': out.leave = out._modules.pop('leave')        # comes last, as in the others, so that Muon leaves it to AdamW
+    return out
+
+def drawn_batches(mean, logvar, batch_size, seed):
+    "Batches of draws from the posterior, new ones in each epoch."
+    import torch
+    from mnistgen.lab.data import Batches, generator
+    gen, c = generator('drawn', seed), mean.shape[1]
+    return Batches(torch.cat([mean, (logvar/2).exp()], 1), batch_size=batch_size, seed=seed, transform=lambda m: m[:, :c] + m[:, c:]*torch.randn(m[:, c:].shape, generator=gen))
+
+def trained(net, process, space, recipe, train, test, drawn=False):
+    "The trainer after its training."
+    from mnistgen.lab.data import Batches
+    from mnistgen.lab.training import Trainer
+    batches = Batches(space.scale*train[0], batch_size=recipe.batch_size, seed=recipe.seed)
+    if drawn: batches = drawn_batches(space.scale*train[0], train[1] + 2*math.log(space.scale), recipe.batch_size, recipe.seed)
+    with tempfile.TemporaryDirectory() as tmp:
+        t = Trainer('latents', net, process, batches, Batches(space.scale*test[0], batch_size=250, seed=recipe.seed), recipe, tmp, 'cpu')
+        t.fit()
+    return t
+
+def drawn_samples(g, n, chunk=250):
+    "Latents of n samples, in the generator's own way."
+    import torch
+    out = []
+    for start in range(0, n, chunk):
+        for _, z, _ in g.stream(min(chunk, n - start), start=start, decoded=False): pass
+        out.append(z)
+    return torch.cat(out)
+
+def judged(images, grid=None):
+    from mnistgen.lab.data import to_uint8
+    from mnistgen.lab.evaluation import evaluate
+    from mnistgen.lab.plotting import save_grid
+    if grid: save_grid(images[:16], RESULTS/grid)
+    s, keep = evaluate(to_uint8(images)), ('FD', 'FD∞', 'precision', 'recall')
+    return dict(**{k: s['train'][k] for k in keep}, confident=s['confident'], border=s['border'], floor={k: s['floor']['train'][k] for k in keep} | dict(confident=s['floor']['confident'], border=s['floor']['border']))
+
+# ---- in a worker
+
+def recipe_of(kind, **changes):
+    "The model's quick recipe, or the report's with batches of 128."
+    from dataclasses import replace
+    from mnistgen.lab.zoo import MODELS
+    return replace(MODELS['ldm'].recipes[kind], batch_size=128, **changes)
+
+def failure(name, kind, epochs, n, seed):
+    "Train with one thing wrong, draw, judge."
+    import torch
+    from mnistgen.ddpm import DDPM
+    from mnistgen.lab.evaluation import the_judge
+    from mnistgen.lab.training import load_checkpoint, save_checkpoint
+    from mnistgen.lab.zoo import MODELS, Generator
+    from mnistgen.ldm import Latents
+    s, model = FAILURES[name], MODELS['ldm']
+    a, train, test = posterior(s['autoencoder'] if s['autoencoder'] in MODELS else top/s['autoencoder'])
+    space = Latents(a, s['factor']/train[0].double().std().item())
+    recipe = recipe_of(kind, epochs=epochs, stages=(), seed=seed)
+    process = DDPM(**recipe.process | dict(clip=s['clip']))
+    torch.manual_seed(seed)
+    net = network('UNet', model.network)
+    kept = KEPT/f"{slug(s['like'] or name)}-{kind}-{epochs}-{seed}-{a.header['checksum'][:8]}.safetensors"      # clipping comes after training: it need not be trained again
+    if not kept.exists():
+        t = trained(net, process, space, recipe, train, test, s['drawn'])
+        last = t.record['history'][-1]
+        save_checkpoint(kept, t.average.state_dict(), dict(train_loss=last['train_loss'], eval_loss=last['eval_loss'], seconds=sum(e['seconds'] for e in t.record['history'])))
+    tensors, losses = load_checkpoint(kept)
+    net.load_state_dict(tensors)
+    z = drawn_samples(Generator(net, process, space, model.sampling), n)
+    grid, real = f'ldm-failure-{slug(name)}-{kind}.png', the_judge().test.pixels[the_judge().order('test')[:n]]
+    return dict(scale=space.scale, **{k: losses[k] for k in ('train_loss', 'eval_loss', 'seconds')}, std=(space.scale*test[0]).std().item(), **{'std of samples': z.std().item(), 'FD of decoded': judged(a.reconstruct(real))['FD']},
+                sampling=model.sampling, grid=grid, **judged(space.decode(z), grid))
+
+def variant(name, minutes, n, seed):
+    "Train a network for so many minutes, draw, judge, and see how long it takes for few images."
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+    from mnistgen.ddpm import DDPM
+    from mnistgen.lab.zoo import MODELS, Generator
+    from mnistgen.ldm import Latents
+    s, model = VARIANTS[name], MODELS['ldm']
+    a, train, test = posterior(model.autoencoder)
+    space, recipe = Latents(a), recipe_of('quick', epochs=10_000, minutes=minutes, stages=None, seed=seed)
+    process, counter = DDPM(**recipe.process), FlopCounterMode(display=False)
+    torch.manual_seed(seed)
+    net = network(s['net'], s['network'])
+    with counter, torch.no_grad(): net(torch.zeros(1, *space.shape), torch.zeros(1))
+    t = trained(net, process, space, recipe, train, test)
+    g, spent = Generator(t.average, process, space, model.sampling), sum(e['seconds'] for e in t.record['history'])
+    start = time.time(); z = drawn_samples(g, n); drawn = time.time() - start
+    def best(k):
+        times = []
+        for _ in range(4): start = time.perf_counter(); g.sample(k); times.append(time.perf_counter() - start)
+        return min(times[1:])
+    grid = f'ldm-variant-{slug(name)}{f"-{seed}"*bool(seed)}.png'
+    return dict(parameters=t.record['parameters'], mflop=counter.get_total_flops()/1e6, steps=t.step, images_per_second=t.step*recipe.batch_size/spent, eval_loss=t.record['history'][-1]['eval_loss'], drawn=drawn,
+                seconds={str(k): best(k) for k in (1, 10)}, sampling=model.sampling, grid=grid, **judged(space.decode(z), grid))
+
+# ---- in the parent
+
+def about():
+    from mnistgen.lab.engine import device_info, pick_device
+    from mnistgen.lab.training import versions
+    return dict(device=device_info(pick_device('cpu'))['name'], **{k: v for k, v in versions().items() if k in ('torch', 'commit')})
+
+def put(path, result):
+    from mnistgen.lab.training import write_atomically
+    write_atomically(path, lambda tmp: tmp.write_text(json.dumps(result, indent=1, ensure_ascii=False) + '\n'))
+
+def rows_of(path): return json.loads(path.read_text()) if path.exists() else []
+
+def measure(path, order, name, key, setting, call, again):
+    "A row, in a process of its own, unless it is there."
+    if not again and any({k: r[k] for k in key} == key for r in rows_of(path)): return
+    p = subprocess.run([sys.executable, __file__, '--worker', json.dumps(call)], env=os.environ | {'PYTHONPATH': str(top)}, stdout=subprocess.PIPE, text=True)
+    if p.returncode: sys.exit(f'{name}: failed')
+    r = key | dict(setting=setting) | about() | json.loads(p.stdout.splitlines()[-1])
+    rows = [q for q in rows_of(path) if {k: q[k] for k in key} != key] + [r]
+    put(path, sorted(rows, key=lambda r: (r.get('recipe', ''), r['seed'], order.index(r['name']))))
+    print(f"{name}: eval loss {r['eval_loss']:.4f}, FD {r['FD']:.2f} (real {r['floor']['FD']:.2f}), P {r['precision']:.3f} R {r['recall']:.3f}, confident {r['confident']:.1%}" + (f", {r['steps']} steps" if 'steps' in r else f", std of latents {r['std']:.2f}, of samples {r['std of samples']:.2f}"), flush=True)
+
+def edges(n, seed=0):
+    "Widths of the edges of samples, of test images, and of those through the autoencoder."
+    import mnistgen
+    from mnistgen.ldm import edge_widths
+    from mnistgen.lab.data import load_images, to_uint8
+    from measure import samples
+    models, test = {k: mnistgen.load(k, 'cpu') for k in ('ddpm', 'ldm')}, load_images(split='test').pixels[:n]
+    ways = {'DDPM-1000': {k: dict(sampler='ddpm', steps=1000) for k in models}, "DDIM-100, as the report's": dict(ddpm=dict(sampler='ddim', steps=100, eta=0.), ldm=dict(sampler='ddim', steps=100, eta=.05)),
+            'DDIM-100, η = 1': {k: dict(sampler='ddim', steps=100, eta=1.) for k in models}}
+    sets = {'test images': test, 'test images, encoded and decoded': to_uint8(models['ldm'].space.autoencoder.reconstruct(test))}
+    for name, way in ways.items():
+        for where, k in (('pixel', 'ddpm'), ('latent', 'ldm')):
+            start = time.time()
+            sets[f'{where}, {name}'] = samples(models[k], models[k].header['checksum'], dict(way[k], n=n, seed=seed))
+            print(f'{where}, {name}: drawn in {time.time() - start:.0f} s', flush=True)
+    rows = []
+    for name, images in sets.items():
+        w = edge_widths(images)
+        empty, w = w.isnan().sum().item(), w[~w.isnan()]
+        rows.append(dict(images=name, n=len(w), empty=empty, mean=w.mean().item(), **{'±': (w.std()/len(w)**.5).item()}, **{f'{q}%': w.quantile(q/100).item() for q in (5, 25, 50, 75, 95)}))
+        print(f"{name}: {rows[-1]['mean']:.3f} ± {rows[-1]['±']:.3f}")
+    put(RESULTS/'ldm-edges.json', dict(n=n, seed=seed, weights={k: m.header['checksum'] for k, m in models.items()}, **about(), rows=rows))
+
+def main(a):
+    if a.failures:
+        for name in a.names or FAILURES:
+            key = dict(name=name, recipe=a.recipe, epochs=a.epochs, batch_size=128, n=a.n, seed=a.seed)
+            measure(RESULTS/'ldm-failures.json', list(FAILURES), name, key, FAILURES[name], ['failure', name, a.recipe, a.epochs, a.n, a.seed], a.again)
+    if a.variants:
+        for name in a.names or VARIANTS:
+            key = dict(name=name, minutes=a.minutes, n=a.n, seed=a.seed)
+            measure(RESULTS/'ldm-variants.json', list(VARIANTS), name, key, VARIANTS[name], ['variant', name, a.minutes, a.n, a.seed], a.again)
+    if a.edges: edges(min(a.n, 1000), a.seed)
+
+if __name__ == '__main__':
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('names', nargs='*'); p.add_argument('--failures', action='store_true'); p.add_argument('--variants', action='store_true'); p.add_argument('--edges', action='store_true')
+    p.add_argument('--recipe', choices=('quick', 'report'), default='quick', help="of the failures: the model's quick recipe (v), or the report's (ε) with batches of 128")
+    p.add_argument('--epochs', type=int, default=5, help='of the failures'); p.add_argument('--minutes', type=float, default=5., help='of the variants')
+    p.add_argument('--n', type=int, default=2000); p.add_argument('--seed', type=int, default=0); p.add_argument('--again', action='store_true'); p.add_argument('--worker', help=argparse.SUPPRESS)
+    a = p.parse_args()
+    if a.worker:
+        kind, *args = json.loads(a.worker)
+        print(json.dumps(dict(failure=failure, variant=variant)[kind](*args)))
+    else:
+        there = {**(FAILURES if a.failures else {}), **(VARIANTS if a.variants else {})}
+        if not (a.failures or a.variants or a.edges): p.error('choose --failures, --variants or --edges')
+        if odd := [k for k in a.names if k not in there]: p.error(f"unknown: {', '.join(odd)}; there are {', '.join(there)}")
+        main(a)

@@ -1,0 +1,33 @@
+"The experiments with latents: their networks take what they are given, their rows are of the settings that are written down. Their numbers are in results/."
+import json, subprocess, sys
+
+import pytest, torch
+from conftest import root
+
+sys.path.insert(0, str(root/'benchmarks'))
+import latents
+
+@pytest.mark.parametrize('name', latents.VARIANTS)
+def test_a_network_takes_latents(name):
+    torch.manual_seed(0)
+    net, x, t = latents.network(latents.VARIANTS[name]['net'], latents.VARIANTS[name]['network']), torch.randn(3, 2, 4, 4), torch.tensor([0, 500, 999])
+    assert net(x, t).shape == x.shape and net(x, t).isfinite().all()
+    if 'wider' not in name: assert .95 < sum(p.numel() for p in net.parameters())/2_794_434 < 1.05       # about as many parameters
+
+def test_drawn_latents_are_of_their_posterior():
+    "Other draws in each epoch, around the mode, as far from it as the posterior says."
+    mean, logvar = torch.arange(4.).view(4, 1, 1, 1).expand(4, 2, 4, 4).contiguous(), torch.full((4, 2, 4, 4), -2.)
+    batches = latents.drawn_batches(mean, logvar, 4, seed=0)
+    draws = torch.stack([x - mean[batches.order(e)] for e in range(400) for x, _ in batches.epoch(e)])
+    assert not draws[0].equal(draws[1]) and draws.mean().abs() < .01 and abs(draws.std().item() - 2.718281828**-1) < .01
+
+@pytest.mark.parametrize('argv, words', [([], 'choose --failures'), (['--failures', 'nobody'], 'unknown: nobody'), (['--variants', 'latents × 4'], 'unknown')])
+def test_bad_arguments(argv, words):
+    r = subprocess.run([sys.executable, str(root/'benchmarks/latents.py'), *argv], capture_output=True, text=True)
+    assert r.returncode == 2 and words in r.stderr.splitlines()[-1] and not r.stdout
+
+@pytest.mark.parametrize('file, settings', [('ldm-failures', latents.FAILURES), ('ldm-variants', latents.VARIANTS)])
+def test_rows_are_of_these_settings(file, settings):
+    for r in latents.rows_of(root/f'results/{file}.json'):
+        assert r['setting'] == json.loads(json.dumps(settings[r['name']])), r['name']
+        assert (root/'results'/r['grid']).is_file()
