@@ -177,28 +177,29 @@ def measure(path, order, name, key, setting, call, again):
     put(path, sorted(rows, key=lambda r: (r.get('recipe', ''), r['seed'], order.index(r['name']))))
     print(f"{name}: eval loss {r['eval_loss']:.4f}, FD {r['FD']:.2f} (real {r['floor']['FD']:.2f}), P {r['precision']:.3f} R {r['recall']:.3f}, confident {r['confident']:.1%}" + (f", {r['steps']} steps" if 'steps' in r else f", std of latents {r['std']:.2f}, of samples {r['std of samples']:.2f}"), flush=True)
 
-def edges(n, seed=0):
-    "Widths of the edges of samples, of test images, and of those through the autoencoder."
+WAYS = {'DDPM-1000': {k: dict(sampler='ddpm', steps=1000) for k in ('ddpm', 'ldm')}, "DDIM-100, as the report's": dict(ddpm=dict(sampler='ddim', steps=100, eta=0.), ldm=dict(sampler='ddim', steps=100, eta=.05)),
+        'DDIM-100, η = 1': {k: dict(sampler='ddim', steps=100, eta=1.) for k in ('ddpm', 'ldm')}}
+
+def edges(names, n, seed, again):
+    "Widths of the edges of samples, of test images, and of those through the autoencoder. What is there already for these weights is not measured again."
     import mnistgen
     from mnistgen.ldm import edge_widths
     from mnistgen.lab.data import load_images, to_uint8
     from measure import samples
-    models, test = {k: mnistgen.load(k, 'cpu') for k in ('ddpm', 'ldm')}, load_images(split='test').pixels[:n]
-    ways = {'DDPM-1000': {k: dict(sampler='ddpm', steps=1000) for k in models}, "DDIM-100, as the report's": dict(ddpm=dict(sampler='ddim', steps=100, eta=0.), ldm=dict(sampler='ddim', steps=100, eta=.05)),
-            'DDIM-100, η = 1': {k: dict(sampler='ddim', steps=100, eta=1.) for k in models}}
-    sets = {'test images': test, 'test images, encoded and decoded': to_uint8(models['ldm'].space.autoencoder.reconstruct(test))}
-    for name, way in ways.items():
-        for where, k in (('pixel', 'ddpm'), ('latent', 'ldm')):
-            start = time.time()
-            sets[f'{where}, {name}'] = samples(models[k], models[k].header['checksum'], dict(way[k], n=n, seed=seed))
-            print(f'{where}, {name}: drawn in {time.time() - start:.0f} s', flush=True)
-    rows = []
-    for name, images in sets.items():
-        w = edge_widths(images)
+    path, models, test = RESULTS/'ldm-edges.json', {k: mnistgen.load(k, 'cpu') for k in ('ddpm', 'ldm')}, load_images(split='test').pixels[:n]
+    which = dict(n=n, seed=seed, weights={k: m.header['checksum'] for k, m in models.items()})
+    result = rows_of(path)
+    if not result or again or any(result[k] != v for k, v in which.items()): result = which | dict(rows=[])
+    sets = {'test images': lambda: test, 'test images, encoded and decoded': lambda: to_uint8(models['ldm'].space.autoencoder.reconstruct(test)),
+            **{f'{where}, {name}': lambda k=k, name=name: samples(models[k], models[k].header['checksum'], dict(WAYS[name][k], n=n, seed=seed)) for name in WAYS for where, k in (('pixel', 'ddpm'), ('latent', 'ldm'))}}
+    for name, draw in sets.items():
+        if any(r['images'] == name for r in result['rows']) or names and not any(name.endswith(f', {way}') for way in names) and not name.startswith('test'): continue
+        start, w = time.time(), edge_widths(draw())
         empty, w = w.isnan().sum().item(), w[~w.isnan()]
-        rows.append(dict(images=name, n=len(w), empty=empty, mean=w.mean().item(), **{'±': (w.std()/len(w)**.5).item()}, **{f'{q}%': w.quantile(q/100).item() for q in (5, 25, 50, 75, 95)}))
-        print(f"{name}: {rows[-1]['mean']:.3f} ± {rows[-1]['±']:.3f}")
-    put(RESULTS/'ldm-edges.json', dict(n=n, seed=seed, weights={k: m.header['checksum'] for k, m in models.items()}, **about(), rows=rows))
+        row = dict(images=name, n=len(w), empty=empty, mean=w.mean().item(), **{'±': (w.std()/len(w)**.5).item()}, **{f'{q}%': w.quantile(q/100).item() for q in (5, 25, 50, 75, 95)}, **about())
+        result['rows'] = sorted([*result['rows'], row], key=lambda r: list(sets).index(r['images']))
+        put(path, result)
+        print(f"{name}: {row['mean']:.3f} ± {row['±']:.3f}, drawn in {time.time() - start:.0f} s", flush=True)
 
 def main(a):
     if a.failures:
@@ -209,7 +210,7 @@ def main(a):
         for name in a.names or VARIANTS:
             key = dict(name=name, minutes=a.minutes, n=a.n, seed=a.seed)
             measure(RESULTS/'ldm-variants.json', list(VARIANTS), name, key, VARIANTS[name], ['variant', name, a.minutes, a.n, a.seed], a.again)
-    if a.edges: edges(min(a.n, 1000), a.seed)
+    if a.edges: edges(a.names, min(a.n, 1000), a.seed, a.again)
 
 if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -222,7 +223,7 @@ if __name__ == '__main__':
         kind, *args = json.loads(a.worker)
         print(json.dumps(dict(failure=failure, variant=variant)[kind](*args)))
     else:
-        there = {**(FAILURES if a.failures else {}), **(VARIANTS if a.variants else {})}
+        there = {**(FAILURES if a.failures else {}), **(VARIANTS if a.variants else {}), **(WAYS if a.edges else {})}
         if not (a.failures or a.variants or a.edges): p.error('choose --failures, --variants or --edges')
         if odd := [k for k in a.names if k not in there]: p.error(f"unknown: {', '.join(odd)}; there are {', '.join(there)}")
         main(a)

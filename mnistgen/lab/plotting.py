@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PALETTE', 'style', 'grid_array', 'save_grid', 'load_grid', 'show_grid', 'show_grids', 'show_strip', 'caption',
-           'show_losses', 'Table']
+           'show_losses', 'Table', 'contest']
 
 # %% ../../nbs/lab/plotting.ipynb #01c75949
 import math
@@ -198,3 +198,13 @@ class Table(list):
         lines = [keys] + [[c for c, _ in r] for r in rows]
         widths = [max(map(len, col)) for col in zip(*lines)]
         return '\n'.join('  '.join(c.ljust(w) for c, w in zip(l, widths)).rstrip() for l in lines)
+
+# %% ../../nbs/lab/plotting.ipynb #1bf5edeb
+def contest(
+    bench, # results/benchmark-engine.json
+    works # names of its rows
+) -> Table:
+    "Seconds that the library takes for some work, and diffusers, and how many times as long that is."
+    def beside(r, c): return f"{r[c]['seconds']:.3g} s ({r[c]['seconds']/r['mnistgen']['seconds']:.1f}×)"
+    rows = {work: bench['rows'][work] for work in works}
+    return Table([{'': work, 'mnistgen (bfloat16)': f"{r['mnistgen']['seconds']:.3g} s", 'diffusers, float32': beside(r, 'eager'), 'diffusers, bfloat16 autocast and compiled': beside(r, 'best')} for work, r in rows.items()])

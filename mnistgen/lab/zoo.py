@@ -52,7 +52,7 @@ MODELS = {m.name: m for m in [
           recipes=dict(quick=Recipe(epochs=16, batch_size=64, lr=4e-3, optimizer='muon', warmup=100, clip_grad=1., process=dict(beta=1e-5)))),
     Model('ldm', '04_ldm', network=dict(channels=(64, 128), in_channels=2, out_channels=2, pad_to=8), space=Latents, autoencoder='vae', sampling=dict(sampler='ddim', steps=100, eta=1.),
           recipes=dict(report=Recipe(epochs=100, batch_size=512, clip_grad=1., process=dict(predict='eps', clip=False)),
-                       quick=Recipe(epochs=40, batch_size=128, optimizer='muon', warmup=100, clip_grad=1., process=dict(predict='v', times='logit-normal', clip=False)))),
+                       quick=Recipe(epochs=24, batch_size=128, optimizer='muon', warmup=100, clip_grad=1., process=dict(predict='v', times='logit-normal', clip=False)))),
 ]}
 
 SAMPLERS = {'ddpm': sample_ddpm, 'ddim': sample_ddim}
