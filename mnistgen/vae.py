@@ -136,7 +136,7 @@ class Autoencoder:
         if 'scale' not in self.header: raise ValueError('these weights are of an unfinished training and have no scale yet: measure_scale() measures it')
         return self.header['scale']
 
-    def __repr__(self): return f"Autoencoder('{self.header.get('model', '?')}', {sum(p.numel() for p in self.net.parameters()):,} parameters, {self.header.get('epochs', '?')} epochs, on {self.device})"
+    def __repr__(self): return f"Autoencoder('{self.header.get('model', '?')}', {sum(p.numel() for p in self.net.parameters()):,} parameters, on {self.device})"
 
     def _in_parts(self, f, x, batch_size):
         "Apply f to some of x at a time; a tuple of tensors on the CPU."
