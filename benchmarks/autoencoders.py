@@ -15,7 +15,7 @@ ACTIVE = .01                                        # a number is in use if its 
 
 def put(path, result):
     from mnistgen.lab.training import write_atomically
-    write_atomically(path, lambda tmp: tmp.write_text(json.dumps(result, indent=1) + '\n'))
+    write_atomically(path, lambda tmp: tmp.write_text(json.dumps(result, indent=1, ensure_ascii=False) + '\n'))
 
 def about():
     from mnistgen.lab.engine import device_info, pick_device

@@ -11,7 +11,8 @@ from pathlib import Path
 
 top = Path(__file__).resolve().parent.parent
 RESULTS, KEPT = top/'results', top/'runs'/'latents'
-sys.path[:0] = [str(top), str(top/'tools')]
+sys.path[:0] = [str(top), str(top/'tools'), str(top/'benchmarks')]
+from autoencoders import about, put
 
 # what is wrong, in the settings of FAILURES: factor, of the scale; drawn, latents are drawn instead of their mode; clip, to [-1, 1] when sampling; autoencoder, instead of the bundled `vae`;
 # like, which other's training it shares
@@ -155,15 +156,6 @@ def variant(name, minutes, n, seed):
                 seconds={str(k): best(k) for k in (1, 10)}, sampling=model.sampling, grid=grid, **judged(space.decode(z), grid))
 
 # ---- in the parent
-
-def about():
-    from mnistgen.lab.engine import device_info, pick_device
-    from mnistgen.lab.training import versions
-    return dict(device=device_info(pick_device('cpu'))['name'], **{k: v for k, v in versions().items() if k in ('torch', 'commit')})
-
-def put(path, result):
-    from mnistgen.lab.training import write_atomically
-    write_atomically(path, lambda tmp: tmp.write_text(json.dumps(result, indent=1, ensure_ascii=False) + '\n'))
 
 def rows_of(path): return json.loads(path.read_text()) if path.exists() else []
 
