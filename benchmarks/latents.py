@@ -1,11 +1,11 @@
 """Latent diffusion, varied: `python benchmarks/latents.py --failures | --variants | --edges [NAME ...] [--seed 0]`.
 
-- --failures: the same short training with one thing wrong at a time; into results/ldm-failures.json (7 minutes a row, of five epochs and 2,000 samples).
-- --variants: networks with and without the padding of the report's, for the same minutes of wall clock; into results/ldm-variants.json (8 minutes a row).
+- --failures: the same training of `ldm-fast`'s network with one thing wrong at a time; into results/ldm-failures.json (4 minutes a row; autoencoders that have hardly been trained come first, a few minutes more).
+- --variants: networks with and without the padding of the report's, for the same minutes of wall clock; into results/ldm-variants.json (5 minutes a row).
 - --edges: how sharp the samples of the bundled pixel and latent models are; into results/ldm-edges.json (samples that tools/measure.py has kept are not drawn again).
 
 Each training runs in a process of its own and leaves a small grid beside the numbers. Rows that are there are not measured again (--again does).
-Latents are encoded once and kept in runs/latents/."""
+Latents are encoded once and kept in runs/latents/, as those autoencoders are."""
 import argparse, json, math, os, re, subprocess, sys, tempfile, time
 from pathlib import Path
 
@@ -14,8 +14,8 @@ RESULTS, KEPT = top/'results', top/'runs'/'latents'
 sys.path[:0] = [str(top), str(top/'tools'), str(top/'benchmarks')]
 from autoencoders import about, put
 
-# what is wrong, in the settings of FAILURES: factor, of the scale; drawn, latents are drawn instead of their mode; clip, to [-1, 1] when sampling; autoencoder, instead of the bundled `vae`;
-# like, which other's training it shares
+# what is wrong, in the settings of FAILURES: factor, of the scale; drawn, latents are drawn instead of their mode; clip, to [-1, 1] when sampling; autoencoder, another than the bundled `vae`: one of its
+# recipe that has seen so many images, once; like, which other's training it shares
 RIGHT = dict(factor=1., drawn=False, clip=False, autoencoder='vae', like=None)
 FAILURES = {name: RIGHT | wrong for name, wrong in {
     'nothing': {},
@@ -23,18 +23,22 @@ FAILURES = {name: RIGHT | wrong for name, wrong in {
     'latents × 4': dict(factor=4.),
     'drawn, not the mode': dict(drawn=True),
     'clipped to [-1, 1]': dict(clip=True, like='nothing'),
-    'autoencoder, one epoch': dict(autoencoder='runs/vae/vae-epoch-001.safetensors'),
+    'autoencoder, one epoch': dict(autoencoder=60_000),
+    'autoencoder, half an epoch': dict(autoencoder=30_000),
 }.items()}
 
 SMALL = dict(in_channels=2, out_channels=2, pad_to=None)
-VARIANTS = {name: dict(net=net, network=network, why=why) for name, net, network, why in [
-    ('padded UNet', 'UNet', SMALL | dict(channels=(64, 128), pad_to=8), "the report's: 4×4 padded to 8×8, and 4×4 below"),
-    ('two levels, no padding', 'UNet', SMALL | dict(channels=(64, 128)), 'the same on 4×4 and 2×2, the regime the report avoids: equal parameters, a quarter of the arithmetic'),
-    ('one level', 'UNet', SMALL | dict(channels=(128,)), 'what the report proposes: equal parameters, half of the arithmetic'),
-    ('one level, wider', 'UNet', SMALL | dict(channels=(160,)), 'with about the same arithmetic'),
-    ('transformer', 'Patches', dict(width=160, blocks=5, heads=5, shape=(2, 4, 4), patch=1), '16 tokens of two numbers: equal parameters'),
-    ('MLP', 'MLP', dict(width=512, blocks=4), '32 numbers without a grid: equal parameters'),
-    ('MLP, wider', 'MLP', dict(width=1024, blocks=4), 'arithmetic is cheap without a grid: four times the parameters'),
+ADAMW = dict(optimizer='adamw')
+VARIANTS = {name: dict(net=net, network=network, recipe=recipe, why=why) for name, net, network, recipe, why in [
+    ('padded UNet', 'UNet', SMALL | dict(channels=(64, 128), pad_to=8), {}, "the report's: 4×4 padded to 8×8, and 4×4 below"),
+    ('padded UNet, AdamW', 'UNet', SMALL | dict(channels=(64, 128), pad_to=8), ADAMW, "the same with the report's optimiser"),
+    ('two levels, no padding', 'UNet', SMALL | dict(channels=(64, 128)), {}, 'the same on 4×4 and 2×2, the regime the report avoids: equal parameters, a quarter of the arithmetic'),
+    ('one level', 'UNet', SMALL | dict(channels=(128,)), {}, 'what the report proposes: equal parameters, half of the arithmetic'),
+    ('one level, wider', 'UNet', SMALL | dict(channels=(160,)), {}, 'with about the same arithmetic'),
+    ('transformer', 'Patches', dict(width=160, blocks=5, heads=5, shape=(2, 4, 4), patch=1), {}, '16 tokens of two numbers: equal parameters'),
+    ('MLP, Muon', 'MLP', dict(width=512, blocks=4), {}, '32 numbers without a grid, with the same optimiser as the UNets: equal parameters'),
+    ('MLP', 'MLP', dict(width=512, blocks=4), ADAMW | dict(batch_size=512, lr=2e-3), 'where a step is this cheap, it should cost little beside the network, and take many images at once'),
+    ('MLP, wider', 'MLP', dict(width=1024, blocks=4), ADAMW | dict(batch_size=512, lr=2e-3), 'arithmetic is cheap without a grid: four times the parameters'),
 ]}
 
 def slug(name): return re.sub(r'[^a-z0-9.]+', '-', name.lower()).strip('-')
@@ -52,6 +56,13 @@ def posterior(weights):
         save_checkpoint(path, parts, dict(autoencoder=a.header['checksum']))
     tensors, _ = load_checkpoint(path)
     return a, *[(tensors[f'{split}.mean'], tensors[f'{split}.logvar']) for split in ('train', 'test')]
+
+def trained_briefly(images):
+    "The weights of an autoencoder of the bundled one's kind that has seen so many images, once."
+    from mnistgen.lab.zoo import train_model
+    out = KEPT/f'vae-{images}'
+    if not (out/'vae.safetensors').exists(): train_model('vae', epochs=1, limit=images, out=out, device='cpu')
+    return out/'vae.safetensors'
 
 def network(net, kw):
     from ideas import extras
@@ -87,37 +98,34 @@ def drawn_samples(g, n, chunk=250):
         out.append(z)
     return torch.cat(out)
 
-def judged(images, grid=None):
+def judged(images, grid):
     from mnistgen.lab.data import to_uint8
     from mnistgen.lab.evaluation import evaluate
     from mnistgen.lab.plotting import save_grid
-    if grid: save_grid(images[:16], RESULTS/grid)
+    save_grid(images[:16], RESULTS/grid)
     s, keep = evaluate(to_uint8(images)), ('FD', 'FD∞', 'precision', 'recall')
-    return dict(**{k: s['train'][k] for k in keep}, confident=s['confident'], border=s['border'], floor={k: s['floor']['train'][k] for k in keep} | dict(confident=s['floor']['confident'], border=s['floor']['border']))
+    return dict(grid=grid, **{k: s['train'][k] for k in keep}, confident=s['confident'], border=s['border'], floor={k: s['floor']['train'][k] for k in keep} | dict(confident=s['floor']['confident'], border=s['floor']['border']))
 
 # ---- in a worker
 
-def recipe_of(kind, **changes):
-    "The model's quick recipe, or the report's with batches of 128."
-    from dataclasses import replace
-    from mnistgen.lab.zoo import MODELS
-    return replace(MODELS['ldm'].recipes[kind], batch_size=128, **changes)
+RECIPES = {'quick': 'ldm-fast', 'report': 'ldm'}      # of the failures: whose quick or report's recipe it is; both with AdamW and batches of 512, the first asks for v, the second for ε
 
 def failure(name, kind, epochs, n, seed):
-    "Train with one thing wrong, draw, judge."
+    "Train with one thing wrong, draw in a hundred steps and in a thousand, judge."
     import torch
+    from dataclasses import replace
     from mnistgen.ddpm import DDPM
     from mnistgen.lab.evaluation import the_judge
     from mnistgen.lab.training import load_checkpoint, save_checkpoint
     from mnistgen.lab.zoo import MODELS, Generator
     from mnistgen.ldm import Latents
-    s, model = FAILURES[name], MODELS['ldm']
-    a, train, test = posterior(s['autoencoder'] if s['autoencoder'] in MODELS else top/s['autoencoder'])
+    s, model = FAILURES[name], MODELS['ldm-fast']
+    a, train, test = posterior(s['autoencoder'] if s['autoencoder'] in MODELS else trained_briefly(s['autoencoder']))
     space = Latents(a, s['factor']/train[0].double().std().item())
-    recipe = recipe_of(kind, epochs=epochs, stages=(), seed=seed)
+    recipe = replace(MODELS[RECIPES[kind]].recipes[kind], epochs=epochs, stages=(), seed=seed)
     process = DDPM(**recipe.process | dict(clip=s['clip']))
     torch.manual_seed(seed)
-    net = network('UNet', model.network)
+    net = network('MLP', model.network)
     kept = KEPT/f"{slug(s['like'] or name)}-{kind}-{epochs}-{seed}-{a.header['checksum'][:8]}.safetensors"      # clipping comes after training: it need not be trained again
     if not kept.exists():
         t = trained(net, process, space, recipe, train, test, s['drawn'])
@@ -125,21 +133,24 @@ def failure(name, kind, epochs, n, seed):
         save_checkpoint(kept, t.average.state_dict(), dict(train_loss=last['train_loss'], eval_loss=last['eval_loss'], seconds=sum(e['seconds'] for e in t.record['history'])))
     tensors, losses = load_checkpoint(kept)
     net.load_state_dict(tensors)
-    z = drawn_samples(Generator(net, process, space, model.sampling), n)
-    grid, real = f'ldm-failure-{slug(name)}-{kind}.png', the_judge().test.pixels[the_judge().order('test')[:n]]
-    return dict(scale=space.scale, **{k: losses[k] for k in ('train_loss', 'eval_loss', 'seconds')}, std=(space.scale*test[0]).std().item(), **{'std of samples': z.std().item(), 'FD of decoded': judged(a.reconstruct(real))['FD']},
-                sampling=model.sampling, grid=grid, **judged(space.decode(z), grid))
+    ways = {'DDIM-100': model.sampling, 'DDPM-1000': dict(sampler='ddpm', steps=1000)}
+    def drawn_by(way):
+        z = drawn_samples(Generator(net, process, space, ways[way]), n)
+        return dict(way=ways[way], std=z.std().item(), **judged(space.decode(z), f'ldm-failure-{slug(name)}-{kind}-{slug(way)}.png'))
+    real = a.reconstruct(the_judge().test.pixels[the_judge().order('test')[:n]])
+    return dict(scale=space.scale, **{k: losses[k] for k in ('train_loss', 'eval_loss', 'seconds')}, std=(space.scale*test[0]).std().item(), decoded=judged(real, f'ldm-failure-{slug(name)}-decoded.png'), drawn={way: drawn_by(way) for way in ways})
 
 def variant(name, minutes, n, seed):
     "Train a network for so many minutes, draw, judge, and see how long it takes for few images."
     import torch
+    from dataclasses import replace
     from torch.utils.flop_counter import FlopCounterMode
     from mnistgen.ddpm import DDPM
     from mnistgen.lab.zoo import MODELS, Generator
     from mnistgen.ldm import Latents
     s, model = VARIANTS[name], MODELS['ldm']
     a, train, test = posterior(model.autoencoder)
-    space, recipe = Latents(a), recipe_of('quick', epochs=10_000, minutes=minutes, stages=None, seed=seed)
+    space, recipe = Latents(a), replace(model.recipes['quick'], epochs=10_000, minutes=minutes, stages=None, seed=seed, **s['recipe'])
     process, counter = DDPM(**recipe.process), FlopCounterMode(display=False)
     torch.manual_seed(seed)
     net = network(s['net'], s['network'])
@@ -152,8 +163,8 @@ def variant(name, minutes, n, seed):
         for _ in range(4): start = time.perf_counter(); g.sample(k); times.append(time.perf_counter() - start)
         return min(times[1:])
     grid = f'ldm-variant-{slug(name)}{f"-{seed}"*bool(seed)}.png'
-    return dict(parameters=t.record['parameters'], mflop=counter.get_total_flops()/1e6, steps=t.step, images_per_second=t.step*recipe.batch_size/spent, eval_loss=t.record['history'][-1]['eval_loss'], drawn=drawn,
-                seconds={str(k): best(k) for k in (1, 10)}, sampling=model.sampling, grid=grid, **judged(space.decode(z), grid))
+    return dict(parameters=t.record['parameters'], mflop=counter.get_total_flops()/1e6, optimizer=recipe.optimizer, batch_size=recipe.batch_size, steps=t.step, images_per_second=t.step*recipe.batch_size/spent, eval_loss=t.record['history'][-1]['eval_loss'], drawn=drawn,
+                seconds={str(k): best(k) for k in (1, 10)}, sampling=model.sampling, **judged(space.decode(z), grid))
 
 # ---- in the parent
 
@@ -167,7 +178,7 @@ def measure(path, order, name, key, setting, call, again):
     r = key | dict(setting=setting) | about() | json.loads(p.stdout.splitlines()[-1])
     rows = [q for q in rows_of(path) if {k: q[k] for k in key} != key] + [r]
     put(path, sorted(rows, key=lambda r: (r.get('recipe', ''), r['seed'], order.index(r['name']))))
-    print(f"{name}: eval loss {r['eval_loss']:.4f}, FD {r['FD']:.2f} (real {r['floor']['FD']:.2f}), P {r['precision']:.3f} R {r['recall']:.3f}, confident {r['confident']:.1%}" + (f", {r['steps']} steps" if 'steps' in r else f", std of latents {r['std']:.2f}, of samples {r['std of samples']:.2f}"), flush=True)
+    print(f"{name}: eval loss {r['eval_loss']:.4f}, " + '; '.join(f"{way + ' '*bool(way)}FD {q['FD']:.2f} (real {q['floor']['FD']:.2f}), P {q['precision']:.3f} R {q['recall']:.3f}, confident {q['confident']:.1%}" for way, q in r.get('drawn', {'': r}).items()) + (f", {r['steps']} steps" if 'steps' in r else ''), flush=True)
 
 WAYS = {'DDPM-1000': {k: dict(sampler='ddpm', steps=1000) for k in ('ddpm', 'ldm')}, "DDIM-100, as the report's": dict(ddpm=dict(sampler='ddim', steps=100, eta=0.), ldm=dict(sampler='ddim', steps=100, eta=.05)),
         'DDIM-100, η = 1': {k: dict(sampler='ddim', steps=100, eta=1.) for k in ('ddpm', 'ldm')}}
@@ -196,7 +207,7 @@ def edges(names, n, seed, again):
 def main(a):
     if a.failures:
         for name in a.names or FAILURES:
-            key = dict(name=name, recipe=a.recipe, epochs=a.epochs, batch_size=128, n=a.n, seed=a.seed)
+            key = dict(name=name, recipe=a.recipe, epochs=a.epochs, n=a.n, seed=a.seed)
             measure(RESULTS/'ldm-failures.json', list(FAILURES), name, key, FAILURES[name], ['failure', name, a.recipe, a.epochs, a.n, a.seed], a.again)
     if a.variants:
         for name in a.names or VARIANTS:
@@ -207,8 +218,8 @@ def main(a):
 if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('names', nargs='*'); p.add_argument('--failures', action='store_true'); p.add_argument('--variants', action='store_true'); p.add_argument('--edges', action='store_true')
-    p.add_argument('--recipe', choices=('quick', 'report'), default='quick', help="of the failures: the model's quick recipe (v), or the report's (ε) with batches of 128")
-    p.add_argument('--epochs', type=int, default=5, help='of the failures'); p.add_argument('--minutes', type=float, default=5., help='of the variants')
+    p.add_argument('--recipe', choices=('quick', 'report'), default='quick', help="of the failures: ldm-fast's quick recipe (v), or the report's (ε), but for their epochs")
+    p.add_argument('--epochs', type=int, default=40, help='of the failures'); p.add_argument('--minutes', type=float, default=3., help='of the variants')
     p.add_argument('--n', type=int, default=2000); p.add_argument('--seed', type=int, default=0); p.add_argument('--again', action='store_true'); p.add_argument('--worker', help=argparse.SUPPRESS)
     a = p.parse_args()
     if a.worker:

@@ -146,22 +146,22 @@ def test_training_leaves_weights_record_and_stages(undisturbed, mnistgen):
 
 # ---- latents: whose they are
 
-@pytest.fixture(scope='module')
-def latent(tmp_path_factory):
+@pytest.fixture(scope='module', params=['ldm', 'ldm-fast'])
+def latent(request, tmp_path_factory):
     "Two autoencoders of one step each, and a diffusion model of the first one's latents."
     tmp = tmp_path_factory.mktemp('latent')
     for seed in (0, 1): assert main(f'train vae-light --epochs 1 --batch-size 64 --limit 64 --seed {seed} --device cpu --plain --out {tmp}/vae{seed}'.split()) == 0
     mine, other = [tmp/f'vae{seed}/vae-light.safetensors' for seed in (0, 1)]
     before = mine.read_bytes()
-    assert main(f'train ldm --epochs 1 --batch-size 32 --limit 64 --device cpu --plain --autoencoder {mine} --out {tmp}/ldm'.split()) == 0
+    assert main(f'train {request.param} --epochs 1 --batch-size 32 --limit 64 --device cpu --plain --autoencoder {mine} --out {tmp}/run'.split()) == 0
     assert mine.read_bytes() == before                               # the autoencoder is not touched
-    return tmp/'ldm/ldm.safetensors', mine, other
+    return tmp/f'run/{request.param}.safetensors', mine, other
 
 def test_a_latent_model_samples_with_its_own_autoencoder(latent, tmp_path, capsys):
     weights, mine, _ = latent
     for name in ('a.npy', 'b.npy'): assert main(f'sample {weights} --autoencoder {mine} --n 3 --steps 4 --out {tmp_path/name}'.split()) == 0
     assert np.load(tmp_path/'a.npy').shape == (3, 28, 28) and (tmp_path/'a.npy').read_bytes() == (tmp_path/'b.npy').read_bytes()
-    record = json.loads((weights.parent/'ldm.json').read_text())
+    record = json.loads(weights.with_suffix('.json').read_text())
     assert record['autoencoder'] == dict(name='vae-light', checksum=cli.read_header(mine)['checksum'], scale=cli.read_header(mine)['scale'])
 
 def test_with_another_autoencoder_it_is_refused(latent, tmp_path, monkeypatch, capsys):
@@ -169,8 +169,8 @@ def test_with_another_autoencoder_it_is_refused(latent, tmp_path, monkeypatch, c
     weights, mine, other = latent
     monkeypatch.chdir(tmp_path)
     lines = {f'sample {weights} --autoencoder {other} --out x.png': 'another autoencoder', f'evaluate {weights} --n 4 --autoencoder {other}': 'another autoencoder', f'sample {weights} --autoencoder ddpm --out x.png': 'not an autoencoder',
-             f'train ldm --epochs 1 --batch-size 32 --limit 64 --device cpu --plain --resume --autoencoder {other} --out {weights.parent}': 'was started with autoencoder',
-             f'train ldm --epochs 1 --batch-size 32 --limit 64 --device cpu --plain --start {weights} --autoencoder {other} --out new': 'another autoencoder', f'sample {mine} --autoencoder {mine} --out x.png': 'does not work in latents'}
+             f'train {weights.stem} --epochs 1 --batch-size 32 --limit 64 --device cpu --plain --resume --autoencoder {other} --out {weights.parent}': 'was started with autoencoder',
+             f'train {weights.stem} --epochs 1 --batch-size 32 --limit 64 --device cpu --plain --start {weights} --autoencoder {other} --out new': 'another autoencoder', f'sample {mine} --autoencoder {mine} --out x.png': 'does not work in latents'}
     for line, words in lines.items():
         assert main(line.split()) == 2, line
         out, err = capsys.readouterr()
@@ -181,8 +181,8 @@ def test_a_missing_autoencoder_is_named_before_any_work(latent, tmp_path, monkey
     import mnistgen.lab.zoo as zoo
     monkeypatch.setattr(zoo, 'WEIGHTS', tmp_path); monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(cli, 'train_model', lambda *a, **k: pytest.fail('trained'))
-    for line, missing in (('train ldm', 'vae'), ('train all', 'vae'), (f'sample {latent[0]} --out x.png', 'vae-light')):
+    for line, missing in ((f'train {latent[0].stem}', 'vae'), ('train all', 'vae'), (f'sample {latent[0]} --out x.png', 'vae-light')):
         assert main(line.split()) == 2
         out, err = capsys.readouterr()
-        assert out == '' and err.count('\n') == 1 and "the model 'ldm' needs an autoencoder" in err and f'{missing}.safetensors is missing' in err, err
+        assert out == '' and err.count('\n') == 1 and f"the model '{'ldm' if 'all' in line else latent[0].stem}' needs an autoencoder" in err and f'{missing}.safetensors is missing' in err, err
     assert list(tmp_path.iterdir()) == []

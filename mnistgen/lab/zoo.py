@@ -22,7 +22,7 @@ from ..unet import UNet
 from ..ddpm import DDPM, Noise, sample_ddpm
 from ..ddim import check_ddim, sample_ddim
 from ..vae import ELBO, VAE, Autoencoder
-from ..ldm import Latents
+from ..ldm import MLP, Latents
 
 # %% ../../nbs/lab/zoo.ipynb #ebf08522
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Model:
     sampling: dict             # the sampler, steps, eta, … that are used when none are asked for
     space: type = Pixels       # what it works in
     labels: bool = False       # can it be asked for a digit?
-    net: type = UNet           # its network: a UNet, or a VAE
+    net: type = UNet           # its network: a UNet, a VAE or an MLP
     process: type = DDPM       # what it is trained for
     autoencoder: str|None = None   # the model in whose latents it works
 
@@ -53,6 +53,8 @@ MODELS = {m.name: m for m in [
     Model('ldm', '04_ldm', network=dict(channels=(64, 128), in_channels=2, out_channels=2, pad_to=8), space=Latents, autoencoder='vae', sampling=dict(sampler='ddim', steps=100, eta=1.),
           recipes=dict(report=Recipe(epochs=100, batch_size=512, clip_grad=1., process=dict(predict='eps', clip=False)),
                        quick=Recipe(epochs=24, batch_size=128, optimizer='muon', warmup=100, clip_grad=1., process=dict(predict='v', times='logit-normal', clip=False)))),
+    Model('ldm-fast', '04_ldm', net=MLP, network=dict(width=512, blocks=4), space=Latents, autoencoder='vae', sampling=dict(sampler='ddim', steps=100, eta=1.),
+          recipes=dict(quick=Recipe(epochs=200, batch_size=512, lr=2e-3, warmup=100, clip_grad=1., process=dict(predict='v', times='logit-normal', clip=False)))),
 ]}
 
 SAMPLERS = {'ddpm': sample_ddpm, 'ddim': sample_ddim}
