@@ -1,6 +1,7 @@
-"""Latent diffusion, varied: `python benchmarks/latents.py --failures | --variants | --edges [NAME ...] [--seed 0]`.
+"""Latent diffusion, varied: `python benchmarks/latents.py --failures | --starts | --variants | --edges [NAME ...] [--seed 0]`.
 
 - --failures: the same training of `ldm-fast`'s network with one thing wrong at a time; into results/ldm-failures.json (4 minutes a row; autoencoders that have hardly been trained come first, a few minutes more).
+- --starts: `ldm-fast`'s network with nothing wrong, asked for v or for ε, sampled from other first times; into results/ldm-starts.json (a minute a row).
 - --variants: networks with and without the padding of the report's, for the same minutes of wall clock; into results/ldm-variants.json (5 minutes a row).
 - --edges: how sharp the samples of the bundled pixel and latent models are; into results/ldm-edges.json (samples that tools/measure.py has kept are not drawn again).
 
@@ -89,12 +90,12 @@ def trained(net, process, space, recipe, train, test, drawn=False):
         t.fit()
     return t
 
-def drawn_samples(g, n, chunk=250):
-    "Latents of n samples, in the generator's own way."
+def drawn_samples(g, n, chunk=250, **way):
+    "Latents of n samples, in the generator's own way or another."
     import torch
     out = []
     for start in range(0, n, chunk):
-        for _, z, _ in g.stream(min(chunk, n - start), start=start, decoded=False): pass
+        for _, z, _ in g.stream(min(chunk, n - start), start=start, decoded=False, **way): pass
         out.append(z)
     return torch.cat(out)
 
@@ -106,16 +107,18 @@ def judged(images, grid):
     s, keep = evaluate(to_uint8(images)), ('FD', 'FD∞', 'precision', 'recall')
     return dict(grid=grid, **{k: s['train'][k] for k in keep}, confident=s['confident'], border=s['border'], floor={k: s['floor']['train'][k] for k in keep} | dict(confident=s['floor']['confident'], border=s['floor']['border']))
 
+# where sampling begins
+STARTS = {'DDPM-1000': dict(sampler='ddpm', steps=1000), **{f'DDIM-{S}': dict(sampler='ddim', steps=S, eta=1.) for S in (500, 250, 100)}, 'DDIM-100, trailing': dict(sampler='ddim', steps=100, eta=1., spacing='trailing')}
+
 # ---- in a worker
 
 RECIPES = {'quick': 'ldm-fast', 'report': 'ldm'}      # of the failures: whose quick or report's recipe it is; both with AdamW and batches of 512, the first asks for v, the second for ε
 
-def failure(name, kind, epochs, n, seed):
-    "Train with one thing wrong, draw in a hundred steps and in a thousand, judge."
+def learned(name, kind, epochs, seed):
+    "A generator whose training had one thing wrong, its test latents, and its losses; trained once, and kept."
     import torch
     from dataclasses import replace
     from mnistgen.ddpm import DDPM
-    from mnistgen.lab.evaluation import the_judge
     from mnistgen.lab.training import load_checkpoint, save_checkpoint
     from mnistgen.lab.zoo import MODELS, Generator
     from mnistgen.ldm import Latents
@@ -133,12 +136,33 @@ def failure(name, kind, epochs, n, seed):
         save_checkpoint(kept, t.average.state_dict(), dict(train_loss=last['train_loss'], eval_loss=last['eval_loss'], seconds=sum(e['seconds'] for e in t.record['history'])))
     tensors, losses = load_checkpoint(kept)
     net.load_state_dict(tensors)
-    ways = {'DDIM-100': model.sampling, 'DDPM-1000': dict(sampler='ddpm', steps=1000)}
+    return Generator(net, process, space, model.sampling), space.scale*test[0], {k: losses[k] for k in ('train_loss', 'eval_loss', 'seconds')}
+
+def failure(name, kind, epochs, n, seed):
+    "Train with one thing wrong, draw in a hundred steps and in a thousand, judge."
+    from mnistgen.lab.evaluation import the_judge
+    g, test, losses = learned(name, kind, epochs, seed)
+    ways = {'DDIM-100': g.sampling, 'DDPM-1000': dict(sampler='ddpm', steps=1000)}
     def drawn_by(way):
-        z = drawn_samples(Generator(net, process, space, ways[way]), n)
-        return dict(way=ways[way], std=z.std().item(), **judged(space.decode(z), f'ldm-failure-{slug(name)}-{kind}-{slug(way)}.png'))
-    real = a.reconstruct(the_judge().test.pixels[the_judge().order('test')[:n]])
-    return dict(scale=space.scale, **{k: losses[k] for k in ('train_loss', 'eval_loss', 'seconds')}, std=(space.scale*test[0]).std().item(), decoded=judged(real, f'ldm-failure-{slug(name)}-decoded.png'), drawn={way: drawn_by(way) for way in ways})
+        z = drawn_samples(g, n, **ways[way])
+        return dict(way=ways[way], std=z.std().item(), **judged(g.space.decode(z), f'ldm-failure-{slug(name)}-{kind}-{slug(way)}.png'))
+    real = g.space.autoencoder.reconstruct(the_judge().test.pixels[the_judge().order('test')[:n]])
+    return dict(scale=g.space.scale, **losses, std=test.std().item(), decoded=judged(real, f'ldm-failure-{slug(name)}-decoded.png'), drawn={way: drawn_by(way) for way in ways})
+
+def start(name, kind, epochs, n, seed, chunk=250):
+    "A network with which nothing is wrong, sampled from another first time: how latents are spread along the way, and what comes of it."
+    import torch
+    g, test, losses = learned('nothing', kind, epochs, seed)
+    way = STARTS[name]
+    times = g.process.steps(way['steps'], way.get('spacing', 'leading'))
+    (ᾱt, ᾱs), σ = g.process.signal(*times[0]), g.process.sigma(*times[0], 1.)
+    variances, out = [], []
+    for first in range(0, n, chunk):
+        along = []
+        for _, z, _ in g.stream(min(chunk, n - first), start=first, decoded=False, **way): along.append(z.var())
+        variances.append(torch.stack(along)); out.append(z)
+    z = torch.cat(out)
+    return dict(way=way, first=times[0], growth=math.sqrt(ᾱs/ᾱt*(1 - ᾱt)) - math.sqrt(max(0., 1 - ᾱs - σ**2)), **losses, path=dict(t=[s for _, s in times], std=torch.stack(variances).mean(0).sqrt().tolist()), std=z.std().item(), **judged(g.space.decode(z), f'ldm-start-{kind}-{slug(name)}.png'))
 
 def variant(name, minutes, n, seed):
     "Train a network for so many minutes, draw, judge, and see how long it takes for few images."
@@ -209,6 +233,10 @@ def main(a):
         for name in a.names or FAILURES:
             key = dict(name=name, recipe=a.recipe, epochs=a.epochs, n=a.n, seed=a.seed)
             measure(RESULTS/'ldm-failures.json', list(FAILURES), name, key, FAILURES[name], ['failure', name, a.recipe, a.epochs, a.n, a.seed], a.again)
+    if a.starts:
+        for name in a.names or STARTS:
+            key = dict(name=name, recipe=a.recipe, epochs=a.epochs, n=a.n, seed=a.seed)
+            measure(RESULTS/'ldm-starts.json', list(STARTS), name, key, STARTS[name], ['start', name, a.recipe, a.epochs, a.n, a.seed], a.again)
     if a.variants:
         for name in a.names or VARIANTS:
             key = dict(name=name, minutes=a.minutes, n=a.n, seed=a.seed)
@@ -217,16 +245,16 @@ def main(a):
 
 if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('names', nargs='*'); p.add_argument('--failures', action='store_true'); p.add_argument('--variants', action='store_true'); p.add_argument('--edges', action='store_true')
-    p.add_argument('--recipe', choices=('quick', 'report'), default='quick', help="of the failures: ldm-fast's quick recipe (v), or the report's (ε), but for their epochs")
-    p.add_argument('--epochs', type=int, default=40, help='of the failures'); p.add_argument('--minutes', type=float, default=3., help='of the variants')
+    p.add_argument('names', nargs='*'); p.add_argument('--failures', action='store_true'); p.add_argument('--starts', action='store_true'); p.add_argument('--variants', action='store_true'); p.add_argument('--edges', action='store_true')
+    p.add_argument('--recipe', choices=('quick', 'report'), default='quick', help="of the failures and the starts: ldm-fast's quick recipe (v), or the report's (ε), but for their epochs")
+    p.add_argument('--epochs', type=int, default=40, help='of the failures and the starts'); p.add_argument('--minutes', type=float, default=3., help='of the variants')
     p.add_argument('--n', type=int, default=2000); p.add_argument('--seed', type=int, default=0); p.add_argument('--again', action='store_true'); p.add_argument('--worker', help=argparse.SUPPRESS)
     a = p.parse_args()
     if a.worker:
         kind, *args = json.loads(a.worker)
-        print(json.dumps(dict(failure=failure, variant=variant)[kind](*args)))
+        print(json.dumps(dict(failure=failure, start=start, variant=variant)[kind](*args)))
     else:
-        there = {**(FAILURES if a.failures else {}), **(VARIANTS if a.variants else {}), **(WAYS if a.edges else {})}
-        if not (a.failures or a.variants or a.edges): p.error('choose --failures, --variants or --edges')
+        there = {**(FAILURES if a.failures else {}), **(STARTS if a.starts else {}), **(VARIANTS if a.variants else {}), **(WAYS if a.edges else {})}
+        if not (a.failures or a.starts or a.variants or a.edges): p.error('choose --failures, --starts, --variants or --edges')
         if odd := [k for k in a.names if k not in there]: p.error(f"unknown: {', '.join(odd)}; there are {', '.join(there)}")
         main(a)

@@ -26,9 +26,22 @@ def test_bad_arguments(argv, words):
     r = subprocess.run([sys.executable, str(root/'benchmarks/latents.py'), *argv], capture_output=True, text=True)
     assert r.returncode == 2 and words in r.stderr.splitlines()[-1] and not r.stdout
 
-ROWS = [(r, settings[r['name']]) for file, settings in (('ldm-failures', latents.FAILURES), ('ldm-variants', latents.VARIANTS)) for r in latents.rows_of(root/f'results/{file}.json')]
+ROWS = [(r, settings[r['name']]) for file, settings in (('ldm-failures', latents.FAILURES), ('ldm-starts', latents.STARTS), ('ldm-variants', latents.VARIANTS)) for r in latents.rows_of(root/f'results/{file}.json')]
 
-@pytest.mark.parametrize('row, setting', ROWS)                       # as long as nothing has been measured, pytest says that there is nothing to see
+def grids(row):
+    "The names of the files of pictures in a row, wherever in it."
+    return [v for k, v in row.items() if k == 'grid'] + [g for v in row.values() if isinstance(v, dict) for g in grids(v)]
+
+@pytest.mark.parametrize('row, setting', ROWS)
 def test_rows_are_of_these_settings(row, setting):
     assert row['setting'] == json.loads(json.dumps(setting)), row['name']
-    assert (root/'results'/row['grid']).is_file()
+    assert grids(row) and all((root/'results'/g).is_file() for g in grids(row))
+
+@pytest.mark.parametrize('kind, predict, times', [('quick', 'v', 'logit-normal'), ('report', 'eps', 'uniform')])
+def test_the_recipes_of_the_failures_differ_in_what_they_say(kind, predict, times):
+    "Asked for v or for ε; as many images at once, the same optimiser, nothing clipped."
+    from mnistgen.ddpm import DDPM
+    from mnistgen.lab.zoo import MODELS
+    recipe = MODELS[latents.RECIPES[kind]].recipes[kind]
+    process = DDPM(**recipe.process)
+    assert (process.predict, process.config['times'], process.config['clip'], recipe.batch_size, recipe.optimizer, recipe.ema) == (predict, times, False, 512, 'adamw', .995)
