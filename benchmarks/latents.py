@@ -2,7 +2,7 @@
 
 - --failures: the same training of `ldm-fast`'s network with one thing wrong at a time; into results/ldm-failures.json (4 minutes a row; autoencoders that have hardly been trained come first, a few minutes more).
 - --starts: `ldm-fast`'s network with nothing wrong, asked for v or for ε, sampled from other first times; into results/ldm-starts.json (a minute a row).
-- --variants: networks with and without the padding of the report's, for the same minutes of wall clock; into results/ldm-variants.json (5 minutes a row).
+- --variants: networks with and without the padding of the report's, for the same minutes of wall clock; into results/ldm-variants.json (4 minutes a row).
 - --edges: how sharp the samples of the bundled pixel and latent models are; into results/ldm-edges.json (samples that tools/measure.py has kept are not drawn again).
 
 Each training runs in a process of its own and leaves a small grid beside the numbers. Rows that are there are not measured again (--again does).
@@ -35,11 +35,9 @@ VARIANTS = {name: dict(net=net, network=network, recipe=recipe, why=why) for nam
     ('padded UNet, AdamW', 'UNet', SMALL | dict(channels=(64, 128), pad_to=8), ADAMW, "the same with the report's optimiser"),
     ('two levels, no padding', 'UNet', SMALL | dict(channels=(64, 128)), {}, 'the same on 4×4 and 2×2, the regime the report avoids: equal parameters, a quarter of the arithmetic'),
     ('one level', 'UNet', SMALL | dict(channels=(128,)), {}, 'what the report proposes: equal parameters, half of the arithmetic'),
-    ('one level, wider', 'UNet', SMALL | dict(channels=(160,)), {}, 'with about the same arithmetic'),
     ('transformer', 'Patches', dict(width=160, blocks=5, heads=5, shape=(2, 4, 4), patch=1), {}, '16 tokens of two numbers: equal parameters'),
     ('MLP, Muon', 'MLP', dict(width=512, blocks=4), {}, '32 numbers without a grid, with the same optimiser as the UNets: equal parameters'),
     ('MLP', 'MLP', dict(width=512, blocks=4), ADAMW | dict(batch_size=512, lr=2e-3), 'where a step is this cheap, it should cost little beside the network, and take many images at once'),
-    ('MLP, wider', 'MLP', dict(width=1024, blocks=4), ADAMW | dict(batch_size=512, lr=2e-3), 'arithmetic is cheap without a grid: four times the parameters'),
 ]}
 
 def slug(name): return re.sub(r'[^a-z0-9.]+', '-', name.lower()).strip('-')
@@ -150,7 +148,7 @@ def failure(name, kind, epochs, n, seed):
     return dict(scale=g.space.scale, **losses, std=test.std().item(), decoded=judged(real, f'ldm-failure-{slug(name)}-decoded.png'), drawn={way: drawn_by(way) for way in ways})
 
 def start(name, kind, epochs, n, seed, chunk=250):
-    "A network with which nothing is wrong, sampled from another first time: how latents are spread along the way, and what comes of it."
+    "A network with which nothing is wrong, sampled from another first time: how latents are spread along the way, how many have grown to twice their size, and what comes of it."
     import torch
     g, test, losses = learned('nothing', kind, epochs, seed)
     way = STARTS[name]
@@ -162,7 +160,7 @@ def start(name, kind, epochs, n, seed, chunk=250):
         for _, z, _ in g.stream(min(chunk, n - first), start=first, decoded=False, **way): along.append(z.var())
         variances.append(torch.stack(along)); out.append(z)
     z = torch.cat(out)
-    return dict(way=way, first=times[0], growth=math.sqrt(ᾱs/ᾱt*(1 - ᾱt)) - math.sqrt(max(0., 1 - ᾱs - σ**2)), **losses, path=dict(t=[s for _, s in times], std=torch.stack(variances).mean(0).sqrt().tolist()), std=z.std().item(), **judged(g.space.decode(z), f'ldm-start-{kind}-{slug(name)}.png'))
+    return dict(way=way, first=times[0], growth=math.sqrt(ᾱs/ᾱt*(1 - ᾱt)) - math.sqrt(max(0., 1 - ᾱs - σ**2)), **losses, path=dict(t=[s for _, s in times], std=torch.stack(variances).mean(0).sqrt().tolist()), std=z.std().item(), lost=(z.square().mean((1, 2, 3)).sqrt() > 2).float().mean().item(), **judged(g.space.decode(z), f'ldm-start-{kind}-{slug(name)}.png'))
 
 def variant(name, minutes, n, seed):
     "Train a network for so many minutes, draw, judge, and see how long it takes for few images."
@@ -181,13 +179,13 @@ def variant(name, minutes, n, seed):
     with counter, torch.no_grad(): net(torch.zeros(1, *space.shape), torch.zeros(1))
     t = trained(net, process, space, recipe, train, test)
     g, spent = Generator(t.average, process, space, model.sampling), sum(e['seconds'] for e in t.record['history'])
-    start = time.time(); z = drawn_samples(g, n); drawn = time.time() - start
+    start = time.time(); z = drawn_samples(g, n); drawing = time.time() - start
     def best(k):
         times = []
         for _ in range(4): start = time.perf_counter(); g.sample(k); times.append(time.perf_counter() - start)
         return min(times[1:])
     grid = f'ldm-variant-{slug(name)}{f"-{seed}"*bool(seed)}.png'
-    return dict(parameters=t.record['parameters'], mflop=counter.get_total_flops()/1e6, optimizer=recipe.optimizer, batch_size=recipe.batch_size, steps=t.step, images_per_second=t.step*recipe.batch_size/spent, eval_loss=t.record['history'][-1]['eval_loss'], drawn=drawn,
+    return dict(parameters=t.record['parameters'], mflop=counter.get_total_flops()/1e6, optimizer=recipe.optimizer, batch_size=recipe.batch_size, steps=t.step, images_per_second=t.step*recipe.batch_size/spent, eval_loss=t.record['history'][-1]['eval_loss'], drawing=drawing,
                 seconds={str(k): best(k) for k in (1, 10)}, sampling=model.sampling, **judged(space.decode(z), grid))
 
 # ---- in the parent
@@ -247,7 +245,7 @@ if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('names', nargs='*'); p.add_argument('--failures', action='store_true'); p.add_argument('--starts', action='store_true'); p.add_argument('--variants', action='store_true'); p.add_argument('--edges', action='store_true')
     p.add_argument('--recipe', choices=('quick', 'report'), default='quick', help="of the failures and the starts: ldm-fast's quick recipe (v), or the report's (ε), but for their epochs")
-    p.add_argument('--epochs', type=int, default=40, help='of the failures and the starts'); p.add_argument('--minutes', type=float, default=3., help='of the variants')
+    p.add_argument('--epochs', type=int, default=40, help='of the failures and the starts'); p.add_argument('--minutes', type=float, default=2., help='of the variants')
     p.add_argument('--n', type=int, default=2000); p.add_argument('--seed', type=int, default=0); p.add_argument('--again', action='store_true'); p.add_argument('--worker', help=argparse.SUPPRESS)
     a = p.parse_args()
     if a.worker:

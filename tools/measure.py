@@ -34,7 +34,8 @@ PLANS = {'ddpm': [
     dict(sampler='ddim', steps=100, eta=1., n=10_000, seed=0),
     dict(sampler='ddpm', steps=1000, n=10_000, seed=0),
 ], 'ldm-fast': [
-    *(dict(w, n=2000, seed=0) for w in SWEEP if w['eta'] != .5),
+    dict(sampler='ddim', steps=100, eta=1., n=10_000, seed=0),
+    *(dict(w, n=2000, seed=0) for w in SWEEP if w['eta'] != .5 and w['steps'] in (20, 50, 100)),
     dict(sampler='ddpm', steps=1000, n=2000, seed=0),
 ]}
 AVERAGING = dict(sampler='ddim', steps=50, eta=1., n=2000, seed=0)
