@@ -60,7 +60,7 @@ def trained_briefly(images):
     "The weights of an autoencoder of the bundled one's kind that has seen so many images, once."
     from mnistgen.lab.zoo import train_model
     out = KEPT/f'vae-{images}'
-    if not (out/'vae.safetensors').exists(): train_model('vae', epochs=1, limit=images, out=out, device='cpu')
+    if not (out/'vae.safetensors').exists(): train_model('vae', epochs=1, limit=images, out=out, device='cpu', resume=(out/'state.safetensors').exists())
     return out/'vae.safetensors'
 
 def network(net, kw):
