@@ -43,6 +43,7 @@ idea('crops, folded', 'both: 12×12, 6×6 and 3×3 positions', '', 'v', space='F
 
 idea('crops, folded, logit-normal', 'what gained alone, together', '', 'crops, folded', process=dict(times='logit-normal'))
 idea('crops, folded, logit-normal, batch 128', 'small maps want large batches', '', 'crops, folded, logit-normal', recipe=dict(batch_size=128))
+idea('crops, folded, logit-normal, batch 128, transformer', '36 patches of 4×4 pixels: matrix products run faster than convolutions', 'Peebles & Xie, 2023', 'crops, folded, logit-normal, batch 128', net='Patches', network=dict(width=128, blocks=6, heads=4))
 BEST = 'crops, folded, logit-normal, batch 128, Muon'
 idea(BEST, 'all directions of a kernel learn at the same rate', 'Jordan et al., 2024', 'crops, folded, logit-normal, batch 128', recipe=dict(optimizer='muon'))
 idea(BEST + ', wider', 'the time saved, spent on channels', '', BEST, network=FAST | WIDER)
@@ -56,11 +57,21 @@ idea(BEST + ', attention', 'what is far apart belongs together', '', BEST, netwo
 
 idea(BEST + ', rate 2e-3, shorter average', 'three minutes are few steps to average over', 'Karras et al., 2024', BEST + ', rate 2e-3', recipe=dict(ema=.98))
 idea(BEST + ', rate 2e-3, longer average', 'or enough for a longer one', 'Karras et al., 2024', BEST + ', rate 2e-3', recipe=dict(ema=.998))
-idea(BEST + ', rate 2e-3, transformer', '36 patches of 4×4 pixels: matrix products run faster than convolutions', 'Peebles & Xie, 2023', BEST + ', rate 2e-3', net='Patches', network=dict(width=192, blocks=6, heads=6))
+idea(BEST + ', rate 2e-3, growing average', 'over the last tenth of the steps, however many there have been', 'Karras et al., 2024', BEST + ', rate 2e-3', trainer='Growing')
+idea(BEST + ', rate 2e-3, one-cycle', 'rise for a third of the time, and higher, before falling', 'Smith & Topin, 2018', BEST + ', rate 2e-3', recipe=dict(lr=4e-3, warmup=350))
+idea(BEST + ', rate 2e-3, plain PyTorch', "what the engine's speed is worth: float32, no kernels of its own", '', BEST + ', rate 2e-3', trainer='Plain')
+idea(BEST + ', rate 2e-3, transformer', 'the same, larger, with the winner of the optimisers', 'Peebles & Xie, 2023', BEST + ', rate 2e-3', net='Patches', network=dict(width=192, blocks=6, heads=6))
 
 idea('coarse first', 'steps on 14×14 pixels cost a quarter, and shapes come before edges', 'Karras et al., 2018', 'logit-normal', trainer='CoarseFirst')
 idea('logit-normal, Muon', "and in the report's own network", '', 'logit-normal', recipe=dict(optimizer='muon'))
 idea('logit-normal, Muon, batch 128', "and in the report's own network", '', 'logit-normal, Muon', recipe=dict(batch_size=128))
+idea('crops, logit-normal, Muon', "the report's own network without the border", '', 'logit-normal, Muon', space='Cropped', network=dict(channels=(32, 64, 96, 96), pad_to=None))
+
+WINNERS = {'ddpm-fast': BEST + ', rate 2e-3', 'quick': 'logit-normal, Muon'}     # what became of it: the recipes of the list of models
+
+def line(name):
+    "What an idea is made of: itself, and what it builds on, the first first."
+    return (line(IDEAS[name]['base']) if IDEAS[name]['base'] else []) + [name]
 
 # ---- the ideas that are not part of the library
 
@@ -97,6 +108,16 @@ def extras():
             try: return super().train_step(batch)
             finally: ddpm.draw = draw
 
+    class Growing(Trainer):
+        "Weights of the average that grow as a power of the step (Karras et al., 2024, equation 4, with a relative width of 0.1)."
+        def train_step(self, batch):
+            self.recipe.ema = (1 - 1/(self.step + 1))**7.94
+            return super().train_step(batch)
+
+    class Plain(Trainer):
+        "float32, by PyTorch's own kernels."
+        def __init__(self, *args, **kw): super().__init__(*args, **kw, plain=True)
+
     class Stratified(Trainer):
         "One time of each B-th of the times."
         def __init__(self, *args, **kw):
@@ -130,7 +151,7 @@ def extras():
                 h = h + g1*b['out'](F.scaled_dot_product_attention(*qkv).transpose(1, 2).flatten(2))
                 h = h + g2*b['down'](F.gelu(b['up'](norm(h)*(1 + s2) + m2)))
             return F.pixel_shuffle(self.leave(norm(h)).mT.unflatten(2, (side, side)), self.patch)
-    return dict(Pixels=Pixels, Folded=Folded, Cropped=Cropped, Whole=Whole, Trainer=Trainer, Transport=Transport, Stratified=Stratified, CoarseFirst=CoarseFirst, UNet=UNet, Patches=Patches)
+    return dict(Pixels=Pixels, Folded=Folded, Cropped=Cropped, Whole=Whole, Trainer=Trainer, Transport=Transport, Growing=Growing, Plain=Plain, Stratified=Stratified, CoarseFirst=CoarseFirst, UNet=UNet, Patches=Patches)
 
 def work(name, minutes, seed, n, since, grid):
     "Train, draw, judge."

@@ -61,3 +61,17 @@ def test_the_log_is_of_these_ideas():
     log = json.loads((top/'results'/'speedrun-log.json').read_text())
     for r in log: assert json.loads(json.dumps(IDEAS[r['idea']])) == {k: r[k] for k in IDEAS[r['idea']]}, r['idea']
     assert [list(IDEAS).index(r['idea']) for r in log] == sorted(list(IDEAS).index(r['idea']) for r in log)
+
+def test_what_is_kept_was_measured_twice_and_is_in_use():
+    "With two seeds, and under what the list of models trains with."
+    sys.path.insert(0, str(top/'benchmarks'))
+    from ideas import IDEAS, WINNERS, line
+    from mnistgen.lab.zoo import MODELS
+    log = json.loads((top/'results'/'speedrun-log.json').read_text())
+    for name, winner in WINNERS.items():
+        for idea in line(winner):
+            if IDEAS[idea]['base'] not in (None, 'the report'): assert len({r['seed'] for r in log if r['idea'] == idea}) >= 2, idea
+        m, s = MODELS['ddpm' if name == 'quick' else name], IDEAS[winner]['setting']
+        quick = m.recipes['quick']
+        for k, v in {**s['recipe'], 'process': s['process']}.items(): assert getattr(quick, k) == v, (name, k)
+        assert {k: m.network.get(k, v) for k, v in s['network'].items()} == s['network']
