@@ -1,7 +1,7 @@
 """The log of the speedrun: what each idea gains at equal time. `python benchmarks/ideas.py [NAME ...] [--seed 0] [--minutes 3]`
 
 Every idea is a change to one before it. It trains for the same minutes of wall clock in a process of its own, draws 2,000 digits in 50
-evaluations (DDIM, η = 1), and is judged. Rows go into results/speedrun-log.json; what is there is not measured again (--again does)."""
+evaluations (DDIM, η = 1 unless it says otherwise), and is judged. Rows go into results/speedrun-log.json; what is there is not measured again (--again does)."""
 import argparse, json, os, subprocess, sys, tempfile, time
 from pathlib import Path
 
@@ -36,6 +36,8 @@ idea('rate 5e-4', 'the steps may be too large', '', 'v', recipe=dict(lr=5e-4))
 idea('Muon', 'all directions of a kernel learn at the same rate', 'Jordan et al., 2024', 'v', recipe=dict(optimizer='muon'))
 idea('Muon, rate 3e-3', 'it bears more', '', 'v', recipe=dict(optimizer='muon', lr=3e-3))
 idea('transport', 'noise paired with the image next to it makes straighter ways', 'Pooladian et al., 2023', 'v', trainer='Transport')
+idea('v, sampled without noise', 'one way from noise to image', 'Song et al., 2021', 'v', eta=0.)
+idea('transport, sampled without noise', 'is it the fresh noise, paired with nothing, that spoils it?', 'Pooladian et al., 2023', 'v, sampled without noise', trainer='Transport', eta=0.)
 idea('times spread evenly', 'less noise in the gradient', 'Kingma et al., 2021', 'v', trainer='Stratified')
 idea('crops', 'the border is black, and 24×24 needs no padding: 0.56 of the work', '', 'v', space='Cropped', network=dict(channels=(32, 64, 96, 96), pad_to=None))
 idea('folded', '2×2 pixels as channels: no wide maps', 'Shi et al., 2016', 'v', space='Whole', network=FAST | dict(pad_to=16))
@@ -174,7 +176,7 @@ def work(name, minutes, seed, n, since, grid):
         record = t.fit()
     seconds = sum(e['seconds'] for e in record['history'])
     zoo.SAMPLERS['ddim'] = lambda *a, **k: sample_ddim(*a, **k, spacing=s.get('spacing', 'leading'))
-    g, start = zoo.Generator(t.average, process, space, dict(sampler='ddim', steps=50, eta=1.), device='cpu'), time.time()
+    g, start = zoo.Generator(t.average, process, space, dict(sampler='ddim', steps=50, eta=s.get('eta', 1.)), device='cpu'), time.time()
     images = g.sample(n, seed=0)
     drawn = time.time() - start
     if grid: save_grid(images[:64], grid)
