@@ -23,7 +23,7 @@ PLANS = {'ddpm': [
     *(dict(sampler='ddpm', steps=1000, n=2000, seed=0, **b) for b in BLOCKS),
     dict(sampler='ddpm', steps=1000, n=10_000, seed=0),
 ], 'ddpm-fast': [
-    *(dict(sampler='ddim', steps=S, eta=1., spacing=p, temperature=τ, n=2000, seed=0, start=10_000)     # all said: what is left out is the model's own; the choice is not made on samples that are judged later
+    *(dict(sampler='ddim', steps=S, eta=1., spacing=p, temperature=τ, n=2000, seed=0, start=10_000)     # all said: what is left out is the model's own; and beyond the samples that the speedrun's tracks judge
       for S, p, τ in [(50, p, 1.) for p in (2., 1., 2/3, 1/2)] + [(50, 2/3, τ) for τ in (.98, .96, .94)] + [(100, 1., 1.), (250, 1., 1.)]),
 ], 'ldm': [
     *(dict(w, n=2000, seed=0) for w in SWEEP),
