@@ -135,9 +135,9 @@ def main(minutes, contenders, seeds, n, out, again=False):
     real = {'contender': 'real digits', 'FD': f"{floor['FD']:.2f}", 'FD / real': '1', **{k: f'{floor[k]:.3f}' for k in ('precision', 'recall')}, 'confident': f"{floor['confident']:.1%}", 'border': f"{floor['border']:.2f}"}
     print(Table(table + [{k: real.get(k) for k in table[0]}]))
     mean = {c: sum(fds)/len(fds) for c in CONTENDERS if (fds := [q['FD'] for q in rows if (q['contender'], q['device']) == (c, r['device'])])}       # minutes compare on one machine only
-    for mine in CONTENDERS[:2]:
-        for c in CONTENDERS[2:]:
-            if mine in mean and c in mean: print(f"FD of {mine}: {mean[c]/mean[mine]:.1f} times smaller than that of {c}")
+    ratios = [(mine, c) for mine in CONTENDERS[:2] for c in CONTENDERS[2:] if mine in mean and c in mean]
+    for mine, c in ratios: print(f"FD of {mine}: {mean[c]/mean[mine]:.1f} times smaller than that of {c}")
+    if not ratios: print(f"no ratio yet: of this machine ({r['device']}) there is {', '.join(mean)} only; the other side is trained by python benchmarks/speedrun.py --minutes {minutes:g} --only {'tutorial' if {*mean} & {*CONTENDERS[:2]} else 'ddpm-fast'}")
 
 if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

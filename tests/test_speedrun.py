@@ -20,6 +20,8 @@ def test_a_track(contender, out):
     row = next(q for q in rows if q['contender'] == contender)
     assert row['steps'] > 0 and row['seconds'] >= 29 and row['n'] == 100 and row['FD'] > row['floor']['FD'] > 0
     assert all(w in r.stdout for w in ('steps', 'images/s', 'FD / real', 'real digits', contender))
+    if contender == 'tutorial': assert 'FD of ddpm-fast: ' in r.stdout and 'times smaller than that of tutorial' in r.stdout
+    else: assert '--only tutorial' in r.stdout.splitlines()[-1]                         # what to run for a ratio
     assert (out/f'speedrun-0.5-{contender}-0.png').stat().st_size > 1000
     import mnistgen
     assert mnistgen.load(str(out/f'speedrun-0.5-{contender}-0.safetensors'), 'cpu').sample(2, steps=2).shape == (2, 1, 28, 28)
