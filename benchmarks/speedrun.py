@@ -103,6 +103,11 @@ def row(r):
     return {'contender': r['contender'], 'seed': r['seed'], 'steps': r['steps'], 'batch': r['batch'], 'images/s': f"{r['steps']*r['batch']/r['seconds']:.0f}", 'FD': f"{r['FD']:.2f}", 'FD / real': f"{r['FD']/r['floor']['FD']:.1f}",
             **{k: f'{r[k]:.3f}' for k in ('precision', 'recall')}, 'confident': f"{r['confident']:.1%}", 'border': f"{r['border']:.2f}", 'device': r['device']}
 
+def ratios(rows):
+    "(ours, theirs, how many times smaller the distance of ours is) for all there are; of rows of one machine, since minutes of two do not compare."
+    mean = {c: sum(fds)/len(fds) for c in CONTENDERS if (fds := [q['FD'] for q in rows if q['contender'] == c])}
+    return [(mine, c, mean[c]/mean[mine]) for mine in CONTENDERS[:2] for c in CONTENDERS[2:] if mine in mean and c in mean]
+
 def main(minutes, contenders, seeds, n, out, again=False):
     sys.path.insert(0, str(top))
     from mnistgen.lab.engine import device_info, pick_device
@@ -134,10 +139,9 @@ def main(minutes, contenders, seeds, n, out, again=False):
     print(f'\n{minutes:g} minutes, {n:,} samples by {SAMPLING["sampler"]}-{SAMPLING["steps"]}, η = {SAMPLING["eta"]:g}, spacing {SAMPLING["spacing"]:.2f}, temperature {SAMPLING["temperature"]:g}')
     real = {'contender': 'real digits', 'FD': f"{floor['FD']:.2f}", 'FD / real': '1', **{k: f'{floor[k]:.3f}' for k in ('precision', 'recall')}, 'confident': f"{floor['confident']:.1%}", 'border': f"{floor['border']:.2f}"}
     print(Table(table + [{k: real.get(k) for k in table[0]}]))
-    mean = {c: sum(fds)/len(fds) for c in CONTENDERS if (fds := [q['FD'] for q in rows if (q['contender'], q['device']) == (c, r['device'])])}       # minutes compare on one machine only
-    ratios = [(mine, c) for mine in CONTENDERS[:2] for c in CONTENDERS[2:] if mine in mean and c in mean]
-    for mine, c in ratios: print(f"FD of {mine}: {mean[c]/mean[mine]:.1f} times smaller than that of {c}")
-    if not ratios: print(f"no ratio yet: of this machine ({r['device']}) there is {', '.join(mean)} only; the other side is trained by python benchmarks/speedrun.py --minutes {minutes:g} --only {'tutorial' if {*mean} & {*CONTENDERS[:2]} else 'ddpm-fast'}")
+    here = [q for q in rows if q['device'] == r['device']]
+    for mine, c, times in ratios(here): print(f"FD of {mine}: {times:.1f} times smaller than that of {c}")
+    if not ratios(here): print(f"no ratio yet: of this machine ({r['device']}) there is {', '.join(dict.fromkeys(q['contender'] for q in here))} only; the other side is trained by python benchmarks/speedrun.py --minutes {minutes:g} --only {'tutorial' if any(q['contender'] in CONTENDERS[:2] for q in here) else 'ddpm-fast'}")
 
 if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
