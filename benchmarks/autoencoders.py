@@ -14,12 +14,12 @@ BETAS = [dict(beta=b, anneal=0.) for b in (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)] + [dic
 ACTIVE = .01                                        # a number is in use if its mean varies by more than this from image to image (Burda et al., 2016)
 
 def put(path, result):
-    from mnistgen.lab.training import write_atomically
+    from mnistgen.lab.store import write_atomically
     write_atomically(path, lambda tmp: tmp.write_text(json.dumps(result, indent=1, ensure_ascii=False) + '\n'))
 
 def about():
-    from mnistgen.lab.engine import device_info, pick_device
-    from mnistgen.lab.training import versions
+    from mnistgen.lab.device import device_info, pick_device
+    from mnistgen.lab.store import versions
     return dict(device=device_info(pick_device('cpu'))['name'], **{k: v for k, v in versions().items() if k in ('torch', 'commit')})
 
 def error(a, x, z):
@@ -39,7 +39,7 @@ def reconstruction(a, x):
 
 def judged(images, labels=None):
     from mnistgen.lab.data import to_uint8
-    from mnistgen.lab.evaluation import evaluate
+    from mnistgen.zoo.evaluation import evaluate
     return dict(evaluate(to_uint8(images), labels))
 
 def measure(name):
@@ -71,7 +71,7 @@ def betas(epochs):
     import contextlib, io
     import torch
     from dataclasses import replace
-    from mnistgen.lab import zoo
+    from mnistgen.zoo import models as zoo
     from mnistgen.lab.data import load_images
     from mnistgen.lab.plotting import save_grid
     from mnistgen.vae import divergence
@@ -115,10 +115,10 @@ def speed(names=('vae', 'vae-light')):
 def stages(runs, n=2000):
     "Latents of test images at the stages of a run (of several, where one trained the other's weights further), and UMAP's plane of them."
     import numpy as np
-    from mnistgen.lab import zoo
+    from mnistgen.zoo import models as zoo
     from mnistgen.lab.data import load_images
-    from mnistgen.lab.evaluation import plane
-    from mnistgen.lab.training import read_header
+    from mnistgen.zoo.evaluation import plane
+    from mnistgen.lab.store import read_header
     test, out = load_images(split='test'), {}
     for file in sorted((f for run in runs for f in Path(run).glob('*-epoch-*.safetensors')), key=lambda f: zoo.epochs_of(read_header(f))):
         epoch, z = zoo.epochs_of(read_header(file)), zoo.load(file, 'cpu').encode(test.pixels[:n])

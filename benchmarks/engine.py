@@ -97,7 +97,7 @@ def latent_generator():
     import torch
     from mnistgen.ddpm import DDPM
     from mnistgen.ldm import Latents
-    from mnistgen.lab.zoo import Generator
+    from mnistgen.zoo.models import Generator
     from mnistgen.unet import UNet
     from mnistgen.vae import VAE, Autoencoder
     torch.manual_seed(0)
@@ -167,7 +167,8 @@ def ladder(repeats):
     import copy
     import torch
     from mnistgen.ddpm import DDPM
-    from mnistgen.lab.engine import FastNorm, Frozen, keep_memory, quicken
+    from mnistgen.lab.device import keep_memory
+    from mnistgen.lab.engine import FastNorm, Frozen, quicken
     from mnistgen.unet import UNet
     B, process = 128, DDPM()
     x, ten, t = torch.randn(B, 1, 28, 28), torch.randn(10, 1, 28, 28), torch.full((10,), 500)
@@ -228,8 +229,8 @@ def call(work, contender, repeats, cache):
     return json.loads(p.stdout.splitlines()[-1]) | dict(wall=time.perf_counter() - start)
 
 def measure(only):
-    from mnistgen.lab.engine import device_info, pick_device
-    from mnistgen.lab.training import versions
+    from mnistgen.lab.device import device_info, pick_device
+    from mnistgen.lab.store import versions
     import diffusers
     path = top/'results'/'benchmark-engine.json'
     result = json.loads(path.read_text()) if only and path.exists() else dict(rows={})

@@ -161,10 +161,10 @@ def work(name, minutes, seed, n, since, grid):
     from mnistgen.ddim import sample_ddim
     from mnistgen.ddpm import DDPM
     from mnistgen.lab.data import Batches, load_images, to_uint8
-    from mnistgen.lab.evaluation import evaluate
+    from mnistgen.zoo.evaluation import evaluate
     from mnistgen.lab.plotting import save_grid
     from mnistgen.lab.training import Recipe
-    from mnistgen.lab import zoo
+    from mnistgen.zoo import models as zoo
     have, s = extras(), IDEAS[name]['setting']
     space, recipe = have[s['space']](), Recipe(epochs=10_000, minutes=minutes, seed=seed, **s['recipe'])
     train, test = [load_images(split=k) for k in ('train', 'test')]
@@ -186,8 +186,8 @@ def work(name, minutes, seed, n, since, grid):
 
 def main(names, minutes, seed, n, again, out):
     sys.path.insert(0, str(top))
-    from mnistgen.lab.engine import device_info, pick_device
-    from mnistgen.lab.training import versions, write_atomically
+    from mnistgen.lab.device import device_info, pick_device
+    from mnistgen.lab.store import versions, write_atomically
     for name in names or IDEAS:
         rows = json.loads(PATH.read_text()) if PATH.exists() else []
         key = dict(idea=name, minutes=minutes, seed=seed, n=n)

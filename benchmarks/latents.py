@@ -45,8 +45,8 @@ def slug(name): return re.sub(r'[^a-z0-9.]+', '-', name.lower()).strip('-')
 def posterior(weights):
     "Mean and log-variance of the latents of the training and of the test images: ((n, 2, 4, 4), (n, 2, 4, 4)) of each; encoded once for each autoencoder."
     from mnistgen.lab.data import load_images
-    from mnistgen.lab.training import load_checkpoint, save_checkpoint
-    from mnistgen.lab.zoo import load
+    from mnistgen.lab.store import load_checkpoint, save_checkpoint
+    from mnistgen.zoo.models import load
     a = load(weights, 'cpu')
     path = KEPT/f"{a.header['checksum']}.safetensors"
     if not path.exists():
@@ -58,7 +58,7 @@ def posterior(weights):
 
 def trained_briefly(images):
     "The weights of an autoencoder of the bundled one's kind that has seen so many images, once."
-    from mnistgen.lab.zoo import train_model
+    from mnistgen.zoo.models import train_model
     out = KEPT/f'vae-{images}'
     if not (out/'vae.safetensors').exists(): train_model('vae', epochs=1, limit=images, out=out, device='cpu', resume=(out/'state.safetensors').exists())
     return out/'vae.safetensors'
@@ -99,7 +99,7 @@ def drawn_samples(g, n, chunk=250, **way):
 
 def judged(images, grid):
     from mnistgen.lab.data import to_uint8
-    from mnistgen.lab.evaluation import evaluate
+    from mnistgen.zoo.evaluation import evaluate
     from mnistgen.lab.plotting import save_grid
     save_grid(images[:16], RESULTS/grid)
     s, keep = evaluate(to_uint8(images)), ('FD', 'FD∞', 'precision', 'recall')
@@ -117,8 +117,8 @@ def learned(name, kind, epochs, seed):
     import torch
     from dataclasses import replace
     from mnistgen.ddpm import DDPM
-    from mnistgen.lab.training import load_checkpoint, save_checkpoint
-    from mnistgen.lab.zoo import MODELS, Generator
+    from mnistgen.lab.store import load_checkpoint, save_checkpoint
+    from mnistgen.zoo.models import MODELS, Generator
     from mnistgen.ldm import Latents
     s, model = FAILURES[name], MODELS['ldm-fast']
     a, train, test = posterior(s['autoencoder'] if s['autoencoder'] in MODELS else trained_briefly(s['autoencoder']))
@@ -138,7 +138,7 @@ def learned(name, kind, epochs, seed):
 
 def failure(name, kind, epochs, n, seed):
     "Train with one thing wrong, draw in a hundred steps and in a thousand, judge."
-    from mnistgen.lab.evaluation import the_judge
+    from mnistgen.zoo.evaluation import the_judge
     g, test, losses = learned(name, kind, epochs, seed)
     ways = {'DDIM-100': g.sampling, 'DDPM-1000': dict(sampler='ddpm', steps=1000)}
     def drawn_by(way):
@@ -168,7 +168,7 @@ def variant(name, minutes, n, seed):
     from dataclasses import replace
     from torch.utils.flop_counter import FlopCounterMode
     from mnistgen.ddpm import DDPM
-    from mnistgen.lab.zoo import MODELS, Generator
+    from mnistgen.zoo.models import MODELS, Generator
     from mnistgen.ldm import Latents
     s, model = VARIANTS[name], MODELS['ldm']
     a, train, test = posterior(model.autoencoder)

@@ -21,7 +21,7 @@ SAMPLING = dict(sampler='ddim', steps=50, eta=1., spacing=2/3, temperature=.98)
 # ---- in a worker: train until the time is up, write weights
 
 def ours(model, minutes, seed, out, start):
-    from mnistgen.lab.zoo import train_model
+    from mnistgen.zoo.models import train_model
     record = train_model(model, 'quick', minutes=minutes, seed=seed, out=out, device='cpu', since=start)
     last = record['history'][-1]
     return dict(steps=last['step'], batch=record['recipe']['batch_size'], seconds=record['setup_seconds'] + sum(e['seconds'] for e in record['history']), weights=str(out/f'{model}.safetensors'))
@@ -35,7 +35,8 @@ def theirs(kind, minutes, seed, out, start):
     from engine import half, reference
     from mnistgen.ddpm import DDPM
     from mnistgen.lab.data import load_images, normalize, reflect_pad
-    from mnistgen.lab.training import Recipe, save_checkpoint
+    from mnistgen.lab.store import save_checkpoint
+    from mnistgen.lab.training import Recipe
     from mnistgen.unet import UNet
     torch.manual_seed(seed)
     contender, B, recipe = ('eager', 16, Recipe(lr=1e-4, lr_min=0., warmup=500)) if kind == 'tutorial' else ('best', 128, Recipe())
@@ -72,7 +73,7 @@ def theirs(kind, minutes, seed, out, start):
 def judge(weights, n, grid):
     import torch, mnistgen
     from mnistgen.lab.data import to_uint8
-    from mnistgen.lab.evaluation import evaluate
+    from mnistgen.zoo.evaluation import evaluate
     from mnistgen.lab.plotting import save_grid
     g, start = mnistgen.load(weights, 'cpu'), time.time()
     images = g.sample(n, **SAMPLING, seed=0)
@@ -110,8 +111,8 @@ def ratios(rows):
 
 def main(minutes, contenders, seeds, n, out, again=False):
     sys.path.insert(0, str(top))
-    from mnistgen.lab.engine import device_info, pick_device
-    from mnistgen.lab.training import versions, write_atomically
+    from mnistgen.lab.device import device_info, pick_device
+    from mnistgen.lab.store import versions, write_atomically
     from mnistgen.lab.plotting import Table
     path, out = top/'results'/f'speedrun-{minutes:g}.json', Path(out)
     out.mkdir(parents=True, exist_ok=True)

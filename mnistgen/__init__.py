@@ -1,4 +1,4 @@
 "Diffusion and flow models on MNIST: `load` a trained model, list the `models`."
 __version__ = "0.1.0"
 
-from .lab.zoo import Generator, load, models
+from .zoo.models import Generator, load, models

@@ -15,7 +15,8 @@ from torch import nn
 
 from .ddpm import Noise
 from .lab.data import Pixels, crop, draw, normalize, reflect_pad, whole
-from .lab.engine import freeze, keep_memory, pick_device
+from .lab.device import keep_memory, pick_device
+from .lab.engine import freeze
 from .unet import Attention, Downsample, ResBlock, Upsample
 
 # %% ../nbs/03_vae.ipynb #28617c90

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from conftest import root
-from mnistgen.lab import cli
-from mnistgen.lab.cli import main
-from mnistgen.lab.training import load_checkpoint, read_header
+from mnistgen.zoo import cli
+from mnistgen.zoo.cli import main
+from mnistgen.lab.store import load_checkpoint, read_header
 
 exe = Path(sys.executable).parent/'mnistgen'
 
@@ -84,7 +84,7 @@ def test_an_autoencoder_is_sampled_trained_and_resumed(mnistgen, tmp_path):
 def test_missing_weights_are_named(mnistgen, tmp_path, env):
     "An installation that lost its weights says so, in list and in sample."
     script = f'''
-import sys, mnistgen.lab.zoo as zoo, mnistgen.lab.cli as cli
+import sys, mnistgen.zoo.models as zoo, mnistgen.zoo.cli as cli
 from pathlib import Path
 zoo.WEIGHTS = Path({str(tmp_path)!r})
 cli.WEIGHTS = zoo.WEIGHTS
@@ -178,7 +178,7 @@ def test_with_another_autoencoder_it_is_refused(latent, tmp_path, monkeypatch, c
     assert list(tmp_path.iterdir()) == []
 
 def test_a_missing_autoencoder_is_named_before_any_work(latent, tmp_path, monkeypatch, capsys):
-    import mnistgen.lab.zoo as zoo
+    import mnistgen.zoo.models as zoo
     monkeypatch.setattr(zoo, 'WEIGHTS', tmp_path); monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(cli, 'train_model', lambda *a, **k: pytest.fail('trained'))
     for line, missing in ((f'train {latent[0].stem}', 'vae'), ('train all', 'vae'), (f'sample {latent[0]} --out x.png', 'vae-light')):

@@ -3,8 +3,8 @@ import json, os, signal, subprocess, sys
 from pathlib import Path
 import pytest, torch
 from mnistgen.lab.data import Batches, load_images
-from mnistgen.lab.training import load_checkpoint
-from mnistgen.lab.zoo import MODELS
+from mnistgen.lab.store import load_checkpoint
+from mnistgen.zoo.models import MODELS
 from mnistgen.unet import UNet
 
 pytest.importorskip('accelerate')
@@ -18,7 +18,7 @@ import json, os, signal, sys, time
 from dataclasses import replace
 from pathlib import Path
 import torch
-import mnistgen.lab.cli as cli, mnistgen.lab.zoo as zoo
+import mnistgen.zoo.cli as cli, mnistgen.zoo.models as zoo
 from mnistgen.ddpm import DDPM
 from mnistgen.lab.data import load_images, to_uint8
 from mnistgen.lab.training import Trainer
@@ -191,7 +191,7 @@ def test_accelerate_launches_one_and_two_and_the_engine_agrees(env, tmp_path):
     line = 'train ddpm --epochs 1 --batch-size 33 --limit 132 --device cpu --out run'.split()
     for name, flags in (('one', ['--cpu', '--num_processes', '1']), ('two', ['--multi_gpu', '--num_processes', '2', '--main_process_port', '0'])):   # with --cpu it would need MPI
         (tmp_path/name).mkdir()
-        r = subprocess.run([*accelerate, *flags, '-m', 'mnistgen.lab.cli', *line], cwd=tmp_path/name, env=env | {'OMP_NUM_THREADS': '1'}, capture_output=True, text=True, timeout=300)
+        r = subprocess.run([*accelerate, *flags, '-m', 'mnistgen.zoo.cli', *line], cwd=tmp_path/name, env=env | {'OMP_NUM_THREADS': '1'}, capture_output=True, text=True, timeout=300)
         assert r.returncode == 0, r.stderr
         assert r.stdout.count('ddpm.safetensors: 1 epoch,') == 1
     one, two = [json.loads((tmp_path/name/'run/ddpm.json').read_text()) for name in ('one', 'two')]
@@ -200,7 +200,7 @@ def test_accelerate_launches_one_and_two_and_the_engine_agrees(env, tmp_path):
 
 def test_two_processes_train_on_the_same_latents(env, tmp_path):
     "Each encodes the images by itself, once: what they train on, and so the losses, are those of one."
-    start, cli = dict(one=[sys.executable], two=[*TORCHRUN, '2']), ['-m', 'mnistgen.lab.cli']
+    start, cli = dict(one=[sys.executable], two=[*TORCHRUN, '2']), ['-m', 'mnistgen.zoo.cli']
     def run(name, line):
         r = subprocess.run([*start[name], *cli, *line.split()], cwd=tmp_path, env=env | {'OMP_NUM_THREADS': '1'}, capture_output=True, text=True, timeout=300)
         assert r.returncode == 0, r.stderr

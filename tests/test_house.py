@@ -138,12 +138,12 @@ def test_wheel_says_what_it_is(wheel):
     for line in (f"Version: {ini['DEFAULT']['version']}", 'Requires-Python: >=3.10', 'Provides-Extra: dev', 'Project-URL: Documentation', 'Classifier: '):
         assert f'\n{line}' in meta
     points = configparser.ConfigParser(delimiters=['=']); points.read_string(read('entry_points.txt'))
-    assert points['console_scripts']['mnistgen'] == 'mnistgen.lab.cli:main' and points['nbdev']['mnistgen'] == 'mnistgen._modidx:d'
+    assert points['console_scripts']['mnistgen'] == 'mnistgen.zoo.cli:main' and points['nbdev']['mnistgen'] == 'mnistgen._modidx:d'
 
 def test_wheel_installed_elsewhere_samples(wheel, run, tmp_path):
     "Data and weights come from where the wheel was installed, with no clone in sight."
     site, cwd = tmp_path/'site', tmp_path/'cwd'; cwd.mkdir()
     run('-m', 'pip', 'install', '--quiet', '--no-deps', '--no-index', '--disable-pip-version-check', '--target', site, wheel)
     assert Path(run('-c', 'import mnistgen; print(mnistgen.__file__)', cwd=cwd, PYTHONPATH=str(site)).stdout.strip()).is_relative_to(site)
-    run('-m', 'mnistgen.lab.cli', 'sample', 'ddpm', '--n', 2, '--sampler', 'ddim', '--steps', 5, '--out', 'x.png', cwd=cwd, PYTHONPATH=str(site))
+    run('-m', 'mnistgen.zoo.cli', 'sample', 'ddpm', '--n', 2, '--sampler', 'ddim', '--steps', 5, '--out', 'x.png', cwd=cwd, PYTHONPATH=str(site))
     assert (cwd/'x.png').stat().st_size > 100

@@ -41,7 +41,7 @@ def test_rows_are_of_these_settings(row, setting):
 def test_the_recipes_of_the_failures_differ_in_what_they_say(kind, predict, times):
     "Asked for v or for ε; as many images at once, the same optimiser, nothing clipped."
     from mnistgen.ddpm import DDPM
-    from mnistgen.lab.zoo import MODELS
+    from mnistgen.zoo.models import MODELS
     recipe = MODELS[latents.RECIPES[kind]].recipes[kind]
     process = DDPM(**recipe.process)
     assert (process.predict, process.config['times'], process.config['clip'], recipe.batch_size, recipe.optimizer, recipe.ema) == (predict, times, False, 512, 'adamw', .995)

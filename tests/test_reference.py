@@ -7,7 +7,7 @@ from conftest import root
 import mnistgen
 from mnistgen.ddpm import Noise
 from mnistgen.lab.data import crop, load_images, normalize, reflect_pad
-from mnistgen.lab.engine import why_plain
+from mnistgen.lab.kernels import why_plain
 from mnistgen.vae import VAE, divergence
 
 diffusers = pytest.importorskip('diffusers', reason='diffusers is not installed')

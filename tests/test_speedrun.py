@@ -47,7 +47,7 @@ def test_nothing_to_judge_is_said_in_one_line(tmp_path):
 def test_the_tracks_are_sampled_as_the_model_is():
     sys.path.insert(0, str(top/'benchmarks'))
     from speedrun import SAMPLING
-    from mnistgen.lab.zoo import MODELS
+    from mnistgen.zoo.models import MODELS
     assert SAMPLING == MODELS['ddpm-fast'].sampling
     for minutes in (10, 60): assert all(r['sampling'] == SAMPLING for r in json.loads((top/'results'/f'speedrun-{minutes}.json').read_text()))
 
@@ -68,7 +68,7 @@ def test_what_is_kept_was_measured_twice_and_is_in_use():
     "With two seeds, and under what the list of models trains with."
     sys.path.insert(0, str(top/'benchmarks'))
     from ideas import IDEAS, WINNERS, line
-    from mnistgen.lab.zoo import MODELS
+    from mnistgen.zoo.models import MODELS
     log = json.loads((top/'results'/'speedrun-log.json').read_text())
     for name, winner in WINNERS.items():
         for idea in line(winner):

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest, torch
 from safetensors.torch import save_file
 from mnistgen.lab import training
-from mnistgen.lab.cli import main
-from mnistgen.lab.training import FORMAT, load_checkpoint, save_checkpoint
+from mnistgen.zoo.cli import main
+from mnistgen.lab.store import FORMAT, load_checkpoint, save_checkpoint
 
 exe = Path(sys.executable).parent/'mnistgen'
 LINE = 'train ddpm --epochs 2 --batch-size 32 --limit 128 --device cpu'         # four steps an epoch, and a stage after each
@@ -18,7 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 import safetensors.torch, torch
 from mnistgen.ddpm import DDPM
-from mnistgen.lab import cli, zoo
+from mnistgen.zoo import cli, models as zoo
 from mnistgen.lab.training import Trainer
 
 def at(f, owner, name, nth=1, of='', after=False):

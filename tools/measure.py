@@ -42,7 +42,7 @@ AVERAGING = dict(sampler='ddim', steps=50, eta=1., n=2000, seed=0)
 
 def headline_of(model):
     "What `mnistgen list` shows: the model's own way of sampling."
-    from mnistgen.lab.zoo import MODELS
+    from mnistgen.zoo.models import MODELS
     return dict(MODELS[model].sampling, n=10_000, seed=0)
 
 def name_of(way): return ' '.join(f'{k} {v}' for k, v in way.items())
@@ -51,7 +51,7 @@ def samples(g, weights, way):
     "The samples of a way as bytes (n, 28, 28): those on the disk, and the others drawn and put there."
     import numpy as np, torch
     from mnistgen.lab.data import to_uint8
-    from mnistgen.lab.training import write_atomically
+    from mnistgen.lab.store import write_atomically
     folder = top/'runs'/'evaluation'/weights/name_of({k: v for k, v in way.items() if k not in ('n', 'start')}).replace(' ', '-')
     folder.mkdir(parents=True, exist_ok=True)
     out = []
@@ -69,7 +69,7 @@ def samples(g, weights, way):
 
 def measure(g, weights, way, about):
     "A row of results: how, with what, and all numbers."
-    from mnistgen.lab.evaluation import evaluate
+    from mnistgen.zoo.evaluation import evaluate
     start = time.time()
     images = samples(g, weights, way)
     sampled = time.time()
@@ -79,15 +79,15 @@ def measure(g, weights, way, about):
 
 def of_state(path):
     "Two generators, with the averaged and with the raw weights of a training state; and its header."
-    from mnistgen.lab.training import load_checkpoint
-    from mnistgen.lab.zoo import assemble
+    from mnistgen.lab.store import load_checkpoint
+    from mnistgen.zoo.models import assemble
     tensors, h = load_checkpoint(path)
     part = lambda kind: {k.removeprefix(kind + '.'): v for k, v in tensors.items() if k.startswith(kind + '.')}
     return {kind: assemble(part(kind), h, 'cpu') for kind in ('average', 'net')}, h
 
 def headline(model, result):
     "Put the headline, if it has been measured, where `mnistgen list` finds it."
-    from mnistgen.lab.training import write_atomically
+    from mnistgen.lab.store import write_atomically
     if row := next((r for r in result['rows'] if r['way'] == headline_of(model)), None):
         file = top/'mnistgen'/'weights'/'scores.json'
         scores = json.loads(file.read_text()) if file.exists() else {}
@@ -96,9 +96,9 @@ def headline(model, result):
 
 def main(model, only, states):
     import mnistgen
-    from mnistgen.lab.engine import device_info
-    from mnistgen.lab.training import versions, write_atomically
-    from mnistgen.lab.zoo import epochs_of
+    from mnistgen.lab.device import device_info
+    from mnistgen.lab.store import versions, write_atomically
+    from mnistgen.zoo.models import epochs_of
     g = mnistgen.load(model, 'cpu')
     weights, path = g.header['checksum'], top/'results'/f'{model}-evaluation.json'
     result = json.loads(path.read_text()) if path.exists() else {}
