@@ -12,7 +12,7 @@ import torch
 from fastcore.basics import patch
 
 from .ddpm import DDPM
-from .lab.data import whole
+from .lab.options import check_integer
 
 # %% ../nbs/02_ddim.ipynb #75b4e80c
 @patch
@@ -63,7 +63,7 @@ def invert_ddim(
     spacing='leading'
 ): # yields (t, x): the time reached, and the image there; the last is the noise x_T
     "Run DDIM (η = 0) backwards, from images to the noise they would come from."
-    iterations = whole('iterations', iterations, 1)
+    iterations = check_integer('iterations', iterations, 1)
     process = DDPM(**{**process.config, 'clip': False})
     for t, s in reversed(process.steps(steps, spacing)):
         ᾱt, ᾱs = process.signal(t, s)

@@ -13,7 +13,8 @@ from functools import partial
 import torch
 from fastcore.basics import patch
 
-from .lab.data import draw, generator, whole
+from .lab.data import draw, rng
+from .lab.options import check_integer
 
 # %% ../nbs/01_ddpm.ipynb #dccec803
 def cosine_betas(
@@ -65,7 +66,7 @@ class DDPM:
         for what, choice, among in (('schedule', schedule, schedules), ('prediction', predict, MIXTURES), ('weighting', weighting, {None: 0, **WEIGHTINGS}), ('times', times, TIMES)):
             if choice not in among: raise ValueError(f"unknown {what} '{choice}': choose {' or '.join(', '.join(map(str, among)).rsplit(', ', 1))}")
         if zero_snr and predict == 'eps': raise ValueError("zero_snr leaves nothing of the image at the last time, where the noise alone says nothing of it: predict x0 or v")
-        T = whole('T', T, 1)
+        T = check_integer('T', T, 1)
         self.config = dict(T=T, schedule=schedule, predict=predict, clip=clip, weighting=weighting, times=times, zero_snr=bool(zero_snr))
         self.T, self.predict, self.clip, self.times = T, predict, clip, times
         # ᾱ has one entry more than there are times, 1, so that ᾱ[-1] is what comes before t = 0: no noise
@@ -135,7 +136,7 @@ def denoise(self:DDPM,
     label=None
 ) -> tuple: # x̂0, ε̂, each of the shape of x
     "Ask the network, and say its answer in both forms: the clean image and the noise. Clipped, if so configured, both are."
-    t = whole('t', t, 0, self.T - 1)
+    t = check_integer('t', t, 0, self.T - 1)
     out = net(x, torch.full((len(x),), t, device=x.device), label).float()
     a, b = self.ᾱ[t].sqrt().item(), (1 - self.ᾱ[t]).sqrt().item()
     p, q = MIXTURES[self.predict](a, b)                              # out = p·x0 + q·ε and x = a·x0 + b·ε, solved for x0 and ε
@@ -152,7 +153,7 @@ def steps(self:DDPM,
     spacing='leading' # 'leading' ends the list at t = 0, 'trailing' begins it at T-1; a number p spaces it as iᵖ: below 1, more of the steps are at high noise
 ) -> list: # [(t, s)]: from time t to the earlier s; the last s is -1, the clean image
     "A subsequence of the times, from noise to image: evenly spaced, or as a power."
-    n = whole('steps', self.T if n is None else n, 1, self.T)
+    n = check_integer('steps', self.T if n is None else n, 1, self.T)
     if spacing == 'leading': times = [i*self.T//n for i in range(n)]
     elif spacing == 'trailing': times = [(i + 1)*self.T//n - 1 for i in range(n)]
     elif isinstance(spacing, (int, float)) and not isinstance(spacing, bool) and 0 < spacing < math.inf:
@@ -189,7 +190,7 @@ class Noise:
     def __init__(self,
         seed, n,
         start=0 # index of the first sample
-    ): self.streams = [generator('sample', seed, index=start + i) for i in range(n)]
+    ): self.streams = [rng('sample', seed, index=start + i) for i in range(n)]
 
     def __call__(self, 
         x # (n, ...): only its shape, device and dtype matter

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 
-from .lab.data import crop, reflect_pad, whole
+from .lab.data import crop, reflect_pad
+from .lab.options import check_integer
 
 # %% ../nbs/00_unet.ipynb #0290d860
 def timestep_embedding(
@@ -139,7 +140,7 @@ class UNet(nn.Module):
         groups=32 # of the group normalisations
     ):
         super().__init__()
-        channels, layers = tuple(channels), whole('layers', layers, 1)
+        channels, layers = tuple(channels), check_integer('layers', layers, 1)
         if any(c % groups for c in channels): raise ValueError(f'channels {channels}: choose multiples of {groups}, the number of groups')
         if attention is None: attention = [False]*(len(channels) - 1) + [True]
         if len(attention) != len(channels): raise ValueError(f'attention {attention}: give one bool for each of the {len(channels)} levels')

@@ -14,7 +14,8 @@ from fastcore.basics import patch
 from torch import nn
 
 from .ddpm import Noise
-from .lab.data import Pixels, crop, draw, normalize, reflect_pad, whole
+from .lab.data import Pixels, crop, draw, normalize, reflect_pad
+from .lab.options import check_integer
 from .lab.device import keep_memory, pick_device
 from .lab.engine import freeze
 from .unet import Attention, Downsample, ResBlock, Upsample
@@ -141,7 +142,7 @@ class Autoencoder:
 
     def _in_parts(self, f, x, batch_size):
         "Apply f to some of x at a time; a tuple of tensors on the CPU."
-        with torch.no_grad(): parts = [f(a.to(self.device)) for a in x.split(whole('batch size', batch_size, 1))]
+        with torch.no_grad(): parts = [f(a.to(self.device)) for a in x.split(check_integer('batch size', batch_size, 1))]
         return tuple(torch.cat([p.cpu() for p in part]) for part in zip(*parts))
 
 # %% ../nbs/03_vae.ipynb #9bdea440
@@ -185,7 +186,7 @@ def plan(self:Autoencoder, n=16, seed=0, **others) -> dict:
     "Check the arguments of `sample`."
     for k, v in others.items():
         if v is not None: raise ValueError(f"the model '{self.header.get('model')}' is an autoencoder: it decodes noise in one step, leave {k} out")
-    return dict(n=whole('n', n, 1), seed=whole('seed', seed, 0), labels=None, sampler='prior', steps=1, kw={})
+    return dict(n=check_integer('n', n, 1), seed=check_integer('seed', seed, 0), labels=None, sampler='prior', steps=1, kw={})
 
 @patch
 def sample(self:Autoencoder,

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BUNDLED', 'MD5', 'TORCHVISION', 'read_idx', 'Images', 'load_images', 'normalize', 'denormalize', 'to_uint8', 'Pixels',
-           'Folded', 'reflect_pad', 'crop', 'generator', 'whole', 'check_labels', 'Part', 'draw', 'Batches']
+           'Folded', 'reflect_pad', 'crop', 'rng', 'check_labels', 'Part', 'draw', 'Batches']
 
 # %% ../../nbs/lab/data.ipynb #5c964745
 import gzip, hashlib, operator, os, struct, zlib
@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+
+from .options import check_integer
 
 # %% ../../nbs/lab/data.ipynb #01fcf39b
 def read_idx(
@@ -160,7 +162,7 @@ def crop(
     return x[..., top:top + height, left:left + width]
 
 # %% ../../nbs/lab/data.ipynb #b8e9fff0
-def generator(
+def rng(
     *name, # what it is for: strings and integers
     index=0, # which one of them, a non-negative integer
     device='cpu'
@@ -168,18 +170,6 @@ def generator(
     "A random generator that depends on its name and index alone; different indices give different streams."
     base = int.from_bytes(hashlib.blake2b(repr(name).encode(), digest_size=4).digest(), 'little')
     return torch.Generator(device).manual_seed((base + 2654435761 * index) % 2**32)
-
-# %% ../../nbs/lab/data.ipynb #56ffc963
-def whole(
-    name, # what it is, for the message
-    value, least, most=None # both ends included
-) -> int:
-    "`value` as an int. ValueError, with what is accepted, if it is not an integer in that range."
-    try: number = None if isinstance(value, bool) else operator.index(value)
-    except TypeError: number = None
-    if number is None or number < least or most is not None and number > most:
-        raise ValueError(f'{name} {value}: choose an integer ' + (f'of at least {least}' if most is None else f'from {least} to {most}'))
-    return number
 
 # %% ../../nbs/lab/data.ipynb #07c08e9e
 def check_labels(
@@ -225,7 +215,7 @@ class Batches:
         seed=0,
         transform=lambda x: x # applied to a batch of x
     ):
-        batch_size = whole('batch size', batch_size, 1, len(x))
+        batch_size = check_integer('batch size', batch_size, 1, len(x))
         if labels is not None and len(labels) != len(x): raise ValueError(f'{len(x)} items but {len(labels)} labels')
         self.x, self.labels, self.batch_size, self.seed, self.transform = x, labels, batch_size, seed, transform
 
@@ -233,7 +223,7 @@ class Batches:
 
     def order(self, epoch) -> torch.Tensor:
         "The permutation of epoch `epoch`, made on the CPU so that every device sees the same."
-        return torch.randperm(len(self.x), generator=generator('order', self.seed, index=epoch))
+        return torch.randperm(len(self.x), generator=rng('order', self.seed, index=epoch))
 
     def part(self, rank, world) -> slice:
         "The items of a batch that process `rank` of `world` works on: all of them together are the batch, each once."

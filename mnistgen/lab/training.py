@@ -17,7 +17,8 @@ from fastcore.basics import patch
 try: import fcntl
 except ImportError: fcntl = None                                    # not on Windows
 
-from .data import Batches, Part, generator, whole
+from .data import Batches, Part, rng
+from .options import check_integer
 from .device import can_compile, device_info, half_dtype, keep_memory, pick_device
 from .engine import quicken
 from .kernels import why_plain
@@ -43,14 +44,14 @@ class Recipe:
     stages: tuple|None = None    # epochs after which samples are drawn; None: the first, a tenth, a half, the last
 
     def __post_init__(self):
-        for k, least in (('epochs', 1), ('batch_size', 1), ('warmup', 0), ('seed', 0)): setattr(self, k, whole(k.replace('_', ' '), getattr(self, k), least))
+        for k, least in (('epochs', 1), ('batch_size', 1), ('warmup', 0), ('seed', 0)): setattr(self, k, check_integer(k.replace('_', ' '), getattr(self, k), least))
         if not 0 < self.lr or not 0 <= self.lr_min <= self.lr: raise ValueError(f'learning rate {self.lr} down to {self.lr_min}: choose a positive number, and one not above it')
         if not 0 <= self.ema < 1: raise ValueError(f'ema {self.ema}: choose a decay of at least 0 and less than 1')
         if self.clip_grad is not None and not self.clip_grad > 0: raise ValueError(f'clip_grad {self.clip_grad}: choose a positive number, or None')
         if self.optimizer not in ('adamw', 'muon'): raise ValueError(f"optimizer '{self.optimizer}': choose adamw or muon")
         if self.minutes is not None and not self.minutes > 0: raise ValueError(f'minutes {self.minutes}: choose a positive number, or None')
         if self.stages is None: self.stages = [] if self.minutes else sorted({1, math.ceil(self.epochs/10), math.ceil(self.epochs/2), self.epochs})
-        self.stages = tuple(whole('stage', e, 1, self.epochs) for e in self.stages)
+        self.stages = tuple(check_integer('stage', e, 1, self.epochs) for e in self.stages)
 
     def lr_at(self, 
         step, # from 0
@@ -179,7 +180,7 @@ def train_step(self:Trainer,
     "One update. FloatingPointError if the loss is not a number."
     for g in self.optimizer.param_groups: g['lr'] = self.recipe.lr_at(self.step, self.total)
     self.tell(self.step/self.total)
-    noise, B = generator('train', self.recipe.seed, index=self.step, device=self.device), self.recipe.batch_size
+    noise, B = rng('train', self.recipe.seed, index=self.step, device=self.device), self.recipe.batch_size
     if self.world > 1: noise = Part(noise, self.train.part(self.rank, self.world).start, B)
     with self.autocast(): loss = self.process.loss(self.run, batch, noise)
     share = len(batch[0])/B
@@ -209,7 +210,7 @@ def evaluate(self:Trainer) -> float:
     self.tell(1.)                                                    # as at the end, so that epochs can be compared
     for i, batch in enumerate(self.test.epoch(0)):
         if i % self.world != self.rank: continue
-        with self.autocast(): losses.append(self.process.loss(self.run_average, batch, generator('eval', self.recipe.seed, index=i, device=self.device)))
+        with self.autocast(): losses.append(self.process.loss(self.run_average, batch, rng('eval', self.recipe.seed, index=i, device=self.device)))
     total, n = self.sum_over(sum(l.item() for l in losses), len(losses))
     return total/n
 

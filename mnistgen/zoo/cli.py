@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from fastcore.script import anno_parser, store_true
 
-from ..lab.data import check_labels, generator, load_images, whole
+from ..lab.data import check_labels, rng, load_images
+from ..lab.options import check_integer
 from ..lab.kernels import why_plain
 from ..lab.store import check_writable, read_header
 from .models import MODELS, WEIGHTS, autoencoder_of, find_model, load, models, train_model
@@ -103,7 +104,7 @@ def train(
     autoencoder:str=None # in whose latents a latent model shall work: a model's name, or a .safetensors file (default: the bundled one)
 ):
     "Train a model. Writes weights, the state to resume from, the record of the run and samples at stages."
-    if limit is not None: whole('limit', limit, 1)
+    if limit is not None: check_integer('limit', limit, 1)
     names = _names(model, budget)
     own = {name: autoencoder if MODELS[name].autoencoder or model != 'all' else None for name in names}
     for name in names: autoencoder_of(name, own[name])               # what is missing for the last is said before the first
@@ -129,14 +130,14 @@ def _images_of(path, n, labels):
     try: images = check_images(read(path))
     except ValueError as e: raise ValueError(str(e) if str(path) in str(e) else f'{path}: {e}') from None
     labels = check_labels(read(labels) if labels and labels.endswith('.npy') else _digits(labels), len(images))
-    n = len(images) if n is None else whole('n', n, 2, len(images))
+    n = len(images) if n is None else check_integer('n', n, 2, len(images))
     return images[:n], None if labels is None else labels[:n]
 
 def _samples_of(model, n, labels, seed, device, plain, autoencoder, **choices):
     "A function that draws samples of a model, the digits asked for, and how, for the record. All mistakes come to light before it draws."
-    g, n = load(model, device, plain, autoencoder), whole('n', 10_000 if n is None else n, 2)
+    g, n = load(model, device, plain, autoencoder), check_integer('n', 10_000 if n is None else n, 2)
     labels = _digits(labels)
-    if g.labels and labels is None: labels = torch.multinomial(load_images().labels.bincount().double(), n, True, generator=generator('evaluate', seed))
+    if g.labels and labels is None: labels = torch.multinomial(load_images().labels.bincount().double(), n, True, generator=rng('evaluate', seed))
     args = dict(n=n, labels=labels, seed=seed, **choices)
     plan = g.plan(**args)
     def draw():

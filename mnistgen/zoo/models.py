@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from fastcore.basics import patch
 
-from ..lab.data import Batches, Folded, Pixels, check_labels, load_images, whole
+from ..lab.data import Batches, Folded, Pixels, check_labels, load_images
+from ..lab.options import check_integer
 from ..lab.plotting import Table
 from ..lab.device import keep_memory, pick_device
 from ..lab.engine import freeze
@@ -89,7 +90,7 @@ class Generator:
 @patch
 def plan(self:Generator, n=16, labels=None, w=None, sampler=None, steps=None, eta=None, seed=0, spacing=None, temperature=None) -> dict:
     "Check the arguments of `sample` and fill in what was left out: all mistakes come to light here, before the work."
-    n, seed = whole('n', n, 1), whole('seed', seed, 0)
+    n, seed = check_integer('n', n, 1), check_integer('seed', seed, 0)
     if labels is not None and not self.labels: raise ValueError(f"the model '{self.header.get('model')}' is unconditional: it takes no labels")
     if w is not None and not self.labels: raise ValueError(f"the model '{self.header.get('model')}' is unconditional: there is nothing to guide, leave w out")
     labels = check_labels(labels, n)
@@ -101,7 +102,7 @@ def plan(self:Generator, n=16, labels=None, w=None, sampler=None, steps=None, et
         if name == 'ddim' and value is not None: kw[k] = value
     if name == 'ddim': check_ddim(**{k: v for k, v in kw.items() if k != 'spacing'})
     if steps is None: steps = self.sampling['steps'] if name == self.sampling['sampler'] else self.process.T
-    steps = whole('steps', steps, 1, self.process.T)
+    steps = check_integer('steps', steps, 1, self.process.T)
     if 'spacing' in kw: self.process.steps(steps, kw['spacing'])
     return dict(n=n, labels=labels, sampler=name, steps=steps, seed=seed, run=f, kw=kw)
 
@@ -153,7 +154,7 @@ def sample(self:Generator,
     from tqdm.auto import tqdm
     p, out = self.plan(n, labels, w, sampler, steps, eta, seed, spacing, temperature), []
     n = p['n']
-    batch_size = whole('batch size', batch_size, 1)
+    batch_size = check_integer('batch size', batch_size, 1)
     with tqdm(total=-(-n//batch_size)*p['steps'], disable=not progress, unit='step', desc=f"{n} images, {p['sampler']}-{p['steps']}") as bar:
         for i in range(0, n, batch_size):
             for _, x, _ in self._run(p, i, slice(i, i + batch_size)): bar.update()
@@ -290,7 +291,7 @@ def train_model(
     pixels, device = train.pixels[:limit], pick_device(device)
     space = Latents(load(file, device, plain)) if file else model.space()
     latents = space.config if file else None
-    whole('batch size', recipe.batch_size, 1, len(pixels))
+    check_integer('batch size', recipe.batch_size, 1, len(pixels))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         net = model.net(**model.network)
