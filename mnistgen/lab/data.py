@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BUNDLED', 'MD5', 'TORCHVISION', 'read_idx', 'Images', 'load_images', 'normalize', 'denormalize', 'to_uint8', 'Pixels',
-           'Folded', 'reflect_pad', 'crop', 'rng', 'check_labels', 'Part', 'draw', 'Batches']
+           'Folded', 'reflect_pad', 'crop', 'rng', 'check_labels', 'Part', 'draw', 'in_batches', 'Batches']
 
 # %% ../../nbs/lab/data.ipynb #5c964745
 import gzip, hashlib, operator, os, struct, zlib
@@ -204,6 +204,19 @@ def draw(
     if not isinstance(generator, Part): return random(shape, generator=generator, device=device)
     drawn = random((generator.total, *shape[1:]), generator=generator.generator, device=device)
     return drawn[generator.start:generator.start + shape[0]]
+
+# %% ../../nbs/lab/data.ipynb #e4b24717
+def in_batches(
+    f, # of a batch: returns a tensor (n, ...), or a tuple of them
+    x, # (N, ...)
+    batch_size,
+    device='cpu' # where f works
+): # what f returns for all of x, on the CPU
+    "Apply f to a few items at a time, without gradients."
+    batches = x.split(check_integer('batch size', batch_size, 1))
+    with torch.no_grad(): parts = [f(batch.to(device)) for batch in batches]
+    if isinstance(parts[0], torch.Tensor): return torch.cat([p.cpu() for p in parts])
+    return tuple(torch.cat([p.cpu() for p in part]) for part in zip(*parts))
 
 # %% ../../nbs/lab/data.ipynb #a47b5dfe
 class Batches:
