@@ -32,9 +32,9 @@ def error(a, x, z):
 def reconstruction(a, x):
     "Errors of the mode and of a draw, and the posterior, of images x (uint8)."
     import torch
-    from mnistgen.lab.data import rng
+    from mnistgen.lab.data import make_rng
     mean, logvar = a.posterior(x)
-    drawn = mean + (logvar/2).exp()*torch.randn(mean.shape, generator=rng('posterior'))
+    drawn = mean + (logvar/2).exp()*torch.randn(mean.shape, generator=make_rng('posterior'))
     return dict(mode=error(a, x, mean), drawn=error(a, x, drawn)), mean, logvar
 
 def judged(images, labels=None):

@@ -73,8 +73,8 @@ def network(net, kw):
 def drawn_batches(mean, logvar, batch_size, seed):
     "Batches of draws from the posterior, new ones in each epoch."
     import torch
-    from mnistgen.lab.data import Batches, rng
-    gen, c = rng('drawn', seed), mean.shape[1]
+    from mnistgen.lab.data import Batches, make_rng
+    gen, c = make_rng('drawn', seed), mean.shape[1]
     return Batches(torch.cat([mean, (logvar/2).exp()], 1), batch_size=batch_size, seed=seed, transform=lambda m: m[:, :c] + m[:, c:]*torch.randn(m[:, c:].shape, generator=gen))
 
 def trained(net, process, space, recipe, train, test, drawn=False):

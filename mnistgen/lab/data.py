@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BUNDLED', 'MD5', 'TORCHVISION', 'read_idx', 'Images', 'load_images', 'normalize', 'denormalize', 'to_uint8', 'Pixels',
-           'Folded', 'reflect_pad', 'crop', 'rng', 'check_labels', 'Part', 'draw', 'in_batches', 'Batches']
+           'Folded', 'reflect_pad', 'crop', 'make_rng', 'check_labels', 'Part', 'draw', 'in_batches', 'Batches']
 
 # %% ../../nbs/lab/data.ipynb #5c964745
 import gzip, hashlib, operator, os, struct, zlib
@@ -162,7 +162,7 @@ def crop(
     return x[..., top:top + height, left:left + width]
 
 # %% ../../nbs/lab/data.ipynb #b8e9fff0
-def rng(
+def make_rng(
     *name, # what it is for: strings and integers
     index=0, # which one of them, a non-negative integer
     device='cpu'
@@ -236,7 +236,7 @@ class Batches:
 
     def order(self, epoch) -> torch.Tensor:
         "The permutation of epoch `epoch`, made on the CPU so that every device sees the same."
-        return torch.randperm(len(self.x), generator=rng('order', self.seed, index=epoch))
+        return torch.randperm(len(self.x), generator=make_rng('order', self.seed, index=epoch))
 
     def part(self, rank, world) -> slice:
         "The items of a batch that process `rank` of `world` works on: all of them together are the batch, each once."

@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['SAMPLERS', 'COMMON', 'Reader', 'number', 'integer', 'choice', 'Either', 'check_integer', 'check_number',
-           'check_choice', 'refusal', 'Option', 'options_of', 'sampler', 'common_options', 'sampler_options',
-           'samplers_with', 'check_options', 'Sampling', 'choose_sampling', 'Plan']
+           'check_choice', 'refusal', 'Option', 'options_of', 'reads_options', 'sampler', 'common_options',
+           'sampler_options', 'samplers_with', 'check_options', 'Sampling', 'choose_sampling', 'Plan']
 
-# %% ../../nbs/lab/options.ipynb #1746e9cb
+# %% ../../nbs/lab/options.ipynb #13704c47
 import inspect, math, numbers, operator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, wraps
 
-# %% ../../nbs/lab/options.ipynb #0aad8f71
+# %% ../../nbs/lab/options.ipynb #e917f1c4
 class Reader:
     "What an option accepts. Subclasses define `__call__`: the value as read, or a ValueError."
     symbol = None                             # how captions write the option; None: by its name
@@ -29,7 +29,7 @@ class Reader:
 
     def __or__(self, other): return Either(self, other)
 
-# %% ../../nbs/lab/options.ipynb #3a1a0347
+# %% ../../nbs/lab/options.ipynb #72c54606
 def _between(least, most):
     "In words, which numbers are accepted."
     if most is not None: return f' from {least:g} to {most:g}'
@@ -41,7 +41,7 @@ def _plain(value):
     if isinstance(value, bool): raise TypeError('a truth value is no number')
     return value
 
-# %% ../../nbs/lab/options.ipynb #eed504bd
+# %% ../../nbs/lab/options.ipynb #eb22fda4
 @dataclass(frozen=True)
 class number(Reader):
     "A finite number, of Python, numpy or torch."
@@ -64,7 +64,7 @@ class number(Reader):
     def __str__(self):
         return f"a {'positive '*self.positive}number{_between(self.least, self.most)}"
 
-# %% ../../nbs/lab/options.ipynb #b616d230
+# %% ../../nbs/lab/options.ipynb #4d393ca8
 @dataclass(frozen=True)
 class integer(Reader):
     "An integer, of Python, numpy or torch."
@@ -84,7 +84,7 @@ class integer(Reader):
         if self.most is None: return f'an integer{_between(self.least, None)}'
         return f'an integer from {self.least} to {self.most}'
 
-# %% ../../nbs/lab/options.ipynb #13aaa91f
+# %% ../../nbs/lab/options.ipynb #e83a1ffb
 class choice(Reader):
     "One of a few words."
     def __init__(self, *words): self.words = words
@@ -107,13 +107,13 @@ class Either(Reader):
     def parse(self, text): return self._first(lambda reader: reader.parse(text))
     def __str__(self): return in_words([*getattr(self.a, 'words', [self.a]), self.b])
 
-# %% ../../nbs/lab/options.ipynb #1eb85452
+# %% ../../nbs/lab/options.ipynb #ba168a63
 def in_words(items, last='or'):
     "'a, b or c'"
     *most, end = map(str, items) if len(items) else ['']
     return f"{', '.join(most)} {last} {end}" if most else end
 
-# %% ../../nbs/lab/options.ipynb #c1978efb
+# %% ../../nbs/lab/options.ipynb #9633e02d
 def check_integer(
     name, # what it is, for the message
     value, least=None, most=None # both ends included
@@ -139,7 +139,7 @@ def check_choice(
         raise ValueError(f"unknown {kind} '{name}': choose {in_words(among)}")
     return among[name] if isinstance(among, dict) else name
 
-# %% ../../nbs/lab/options.ipynb #f3aa04ef
+# %% ../../nbs/lab/options.ipynb #65404495
 def refusal(
     f, *args, # what is called
     error=ValueError, # that it must raise
@@ -150,7 +150,7 @@ def refusal(
     except error as e: return str(e)
     raise AssertionError(f'no {error.__name__}')
 
-# %% ../../nbs/lab/options.ipynb #28823113
+# %% ../../nbs/lab/options.ipynb #f6a4300d
 @dataclass(frozen=True)
 class Option:
     "One declared option."
@@ -181,27 +181,38 @@ def options_of(
     option = lambda p: Option(p.name, p.annotation, p.default, comments.get(p.name) or '')
     return {p.name: option(p) for p in declared}
 
-# %% ../../nbs/lab/options.ipynb #31a31a66
+# %% ../../nbs/lab/options.ipynb #f6c9e0df
+def reads_options(f):
+    "Have the options of the function below read and checked at each call."
+    declared = options_of(f)                  # a parameter without a reader is found here, not later
+    @wraps(f)
+    def checked(*args, **kwargs):
+        for k, o in declared.items():
+            if k in kwargs and kwargs[k] is not o.default:
+                kwargs[k] = o.reader.check(k, kwargs[k])
+        return f(*args, **kwargs)
+    return checked
+
+# %% ../../nbs/lab/options.ipynb #b7f5dc24
 SAMPLERS = {}                                 # {name: generator function}
 COMMON = []                                   # what declares options that go with every sampler
 
 def sampler(
     name # by which it is asked for
 ):
-    "Put the function below on the list of samplers."
+    "Put the function below on the list of samplers. Its options are read at each call."
     def register(f):
-        options_of(f)                         # a parameter without a reader is found here, not later
-        SAMPLERS[name] = f
-        return f
+        SAMPLERS[name] = reads_options(f)
+        return SAMPLERS[name]
     return register
 
 def common_options(f):
     "Offer the options of the function or class below with every sampler."
-    options_of(f)
+    if not isinstance(f, type): f = reads_options(f)
     COMMON.append(f)
     return f
 
-# %% ../../nbs/lab/options.ipynb #7f48b73c
+# %% ../../nbs/lab/options.ipynb #23861ad7
 def sampler_options(
     name=None # of a sampler; None: all of them
 ) -> dict: # {name: Option}
@@ -230,7 +241,7 @@ def check_options(
         raise ValueError(f"unknown option '{k}': the sampler '{name}' takes {own or 'none'}")
     return {k: known[k].reader.check(k, v) for k, v in options.items()}
 
-# %% ../../nbs/lab/options.ipynb #74f81508
+# %% ../../nbs/lab/options.ipynb #6f3be666
 @dataclass(frozen=True, init=False)
 class Sampling:
     "How samples are drawn: a sampler, its number of steps, and the options that are set."
@@ -257,7 +268,7 @@ class Sampling:
         option = lambda k: known.get(k) or Option(k, Reader(), None, '')
         return ', '.join([name, *(option(k).show(v) for k, v in self.options.items())])
 
-# %% ../../nbs/lab/options.ipynb #f03a3f18
+# %% ../../nbs/lab/options.ipynb #cf7388aa
 def choose_sampling(
     usual, # a Sampling: what is done when nothing is asked for
     sampler=None, steps=None, # what is asked for; None: as usual
@@ -274,7 +285,7 @@ def choose_sampling(
     if steps is None: steps = inspect.signature(f).parameters['steps'].default
     return Sampling(sampler, steps, **kept | asked)
 
-# %% ../../nbs/lab/options.ipynb #f72b1f85
+# %% ../../nbs/lab/options.ipynb #785d2896
 @dataclass(frozen=True)
 class Plan:
     "A checked request for samples."

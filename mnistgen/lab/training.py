@@ -17,7 +17,7 @@ from fastcore.basics import patch
 try: import fcntl
 except ImportError: fcntl = None                                    # not on Windows
 
-from .data import Batches, Part, rng
+from .data import Batches, Part, make_rng
 from .options import check_integer
 from .device import can_compile, device_info, half_dtype, keep_memory, pick_device
 from .engine import quicken
@@ -180,7 +180,7 @@ def train_step(self:Trainer,
     "One update. FloatingPointError if the loss is not a number."
     for g in self.optimizer.param_groups: g['lr'] = self.recipe.lr_at(self.step, self.total)
     self.tell(self.step/self.total)
-    noise, B = rng('train', self.recipe.seed, index=self.step, device=self.device), self.recipe.batch_size
+    noise, B = make_rng('train', self.recipe.seed, index=self.step, device=self.device), self.recipe.batch_size
     if self.world > 1: noise = Part(noise, self.train.part(self.rank, self.world).start, B)
     with self.autocast(): loss = self.process.loss(self.run, batch, noise)
     share = len(batch[0])/B
@@ -210,7 +210,7 @@ def evaluate(self:Trainer) -> float:
     self.tell(1.)                                                    # as at the end, so that epochs can be compared
     for i, batch in enumerate(self.test.epoch(0)):
         if i % self.world != self.rank: continue
-        with self.autocast(): losses.append(self.process.loss(self.run_average, batch, rng('eval', self.recipe.seed, index=i, device=self.device)))
+        with self.autocast(): losses.append(self.process.loss(self.run_average, batch, make_rng('eval', self.recipe.seed, index=i, device=self.device)))
     total, n = self.sum_over(sum(l.item() for l in losses), len(losses))
     return total/n
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from fastcore.script import anno_parser, store_true
 
-from ..lab.data import check_labels, rng, load_images
+from ..lab.data import check_labels, make_rng, load_images
 from ..lab.options import check_integer
 from ..lab.kernels import why_plain
 from ..lab.store import check_writable, read_header
@@ -137,7 +137,7 @@ def _samples_of(model, n, labels, seed, device, plain, autoencoder, **choices):
     "A function that draws samples of a model, the digits asked for, and how, for the record. All mistakes come to light before it draws."
     g, n = load(model, device, plain, autoencoder), check_integer('n', 10_000 if n is None else n, 2)
     labels = _digits(labels)
-    if g.labels and labels is None: labels = torch.multinomial(load_images().labels.bincount().double(), n, True, generator=rng('evaluate', seed))
+    if g.labels and labels is None: labels = torch.multinomial(load_images().labels.bincount().double(), n, True, generator=make_rng('evaluate', seed))
     args = dict(n=n, labels=labels, seed=seed, **choices)
     plan = g.plan(**args)
     def draw():

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 
-from ..lab.data import BUNDLED, check_labels, draw, rng, load_images, normalize, to_uint8
+from ..lab.data import BUNDLED, check_labels, draw, make_rng, load_images, normalize, to_uint8
 from ..lab.plotting import PALETTE, Table, style
 from ..lab.store import WEIGHTS, load_checkpoint
 from ..unet import Downsample, ResBlock
@@ -261,7 +261,7 @@ class Judge:
         confidence, digits = torch.cat([self.reader(normalize(x)).softmax(1) for x in pixels.split(500)]).max(1)
         return Seen(pixels, features, digits, confidence, *(nearest(pixels, self.train.pixels) if near is None else near))
 
-    def order(self, split): return torch.randperm(len(getattr(self, split)), generator=rng('judge', split))[:10_000]
+    def order(self, split): return torch.randperm(len(getattr(self, split)), generator=make_rng('judge', split))[:10_000]
 
     @functools.cached_property
     def real(self) -> dict: # 10,000 images of each split, in a fixed random order
@@ -281,7 +281,7 @@ def compare(self:Judge,
     "The distances between a set and the real images of a split."
     real = self.real[split]
     m = min(len(seen), len(real))
-    some = seen.features if m == len(seen) else seen.features[torch.randperm(len(seen), generator=rng('some'))[:m]]
+    some = seen.features if m == len(seen) else seen.features[torch.randperm(len(seen), generator=make_rng('some'))[:m]]
     d, se = kid(seen.features, real.features)
     return {'FD': frechet(moments(seen.features), self.moments[split]), 'FD∞': frechet_infinity(seen.features, self.moments[split]), 'KID': d, 'KID ±': se, **prdc(real.features[:m], some)}
 
