@@ -25,7 +25,7 @@ def test_list(mnistgen):
 def test_sample_writes_what_it_says_and_again_the_same(mnistgen, tmp_path):
     for name in ('a.npy', 'b.npy', 'a.png', 'b.png', 'new/folder/c.npy'):
         r = mnistgen(f'sample ddpm --n 5 --sampler ddim --steps 4 --eta 0.5 --seed 3 --out {name}')
-        assert r.returncode == 0 and f'{name}: 5 images of ddpm, ddim with 4 steps, seed 3' in r.stdout and r.stderr == ''
+        assert r.returncode == 0 and f'{name}: 5 images of ddpm, DDIM-4, η = 0.5, seed 3' in r.stdout and r.stderr == ''
     a = np.load(tmp_path/'a.npy')
     assert a.shape == (5, 28, 28) and a.dtype == np.uint8 and a.max() > 100
     assert (tmp_path/'a.npy').read_bytes() == (tmp_path/'b.npy').read_bytes() == (tmp_path/'new/folder/c.npy').read_bytes()

@@ -1,5 +1,5 @@
 "The house: what is generated is fresh, what is committed is clean, and what is installed elsewhere is complete."
-import ast, configparser, hashlib, json, os, re, tarfile, zipfile
+import ast, configparser, hashlib, io, json, os, re, tarfile, tokenize, zipfile
 from pathlib import Path
 import pytest
 from conftest import copy_tree, notebooks, root, tree
@@ -71,6 +71,98 @@ def test_imports_have_cells_of_their_own(nb):
         code, imports = ast.parse(source), (ast.Import, ast.ImportFrom)
         if any(isinstance(n, imports) for n in ast.walk(code)) and not all(isinstance(n, imports) for n in code.body): mixed.append((i, source))
     assert mixed == []
+
+# ---- the house: who imports whom
+
+def rank(module, number):
+    "Where a module stands: lab, the chapters in their order, beyond, zoo, the comparison."
+    top = module.split('.')[1] if module.count('.') else ''
+    places = dict(lab=0, beyond=100, zoo=200, comparison=300)
+    return places.get(top, number.get(module, 400))                  # the package itself comes last
+
+def imports(path, module):
+    "The modules of this library that a module imports, also inside its functions."
+    package = module.rpartition('.')[0]
+    for n in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+        if isinstance(n, ast.Import): yield from (a.name for a in n.names if a.name.startswith('mnistgen'))
+        if not isinstance(n, ast.ImportFrom): continue
+        base = '.'.join(package.split('.')[:len(package.split('.')) - n.level + 1]) if n.level else ''
+        source = '.'.join(filter(None, [base, n.module]))
+        if source.split('.')[0] == 'mnistgen': yield source
+
+def modules(root):
+    "{module: path} of the library, and the number of each chapter."
+    paths = {'.'.join(p.relative_to(root).with_suffix('').parts): p for p in sorted((root/'mnistgen').rglob('*.py'))
+             if p.name not in ('__init__.py', '_modidx.py')}
+    chapters = {re.sub(r'^\d+_', 'mnistgen.', nb.stem): int(nb.stem[:2]) + 1 for nb in (root/'nbs').glob('[0-9]*_*.ipynb')}
+    return paths, chapters
+
+def upward(root):
+    "Imports that point down the page."
+    paths, chapters = modules(root)
+    return [(m, other) for m, p in paths.items() for other in imports(p, m)
+            if rank(other, chapters) > rank(m, chapters) or rank(other, chapters) == rank(m, chapters) and other != m and m in chapters]
+
+def test_imports_point_one_way():
+    "lab <- chapters in their order <- beyond <- zoo <- comparison."
+    paths, chapters = modules(root)
+    assert {'mnistgen.lab.engine', 'mnistgen.ddim', 'mnistgen.zoo.models'} <= paths.keys() and chapters['mnistgen.unet'] == 1
+    assert ('mnistgen.zoo.generator', 'mnistgen.ddpm') in [(m, o) for m, p in paths.items() for o in imports(p, m)]
+    assert upward(root) == []
+
+@pytest.mark.parametrize('module, line', [('lab/data', 'from ..unet import UNet'), ('ddpm', 'from .ddim import sample_ddim'), ('vae', 'from mnistgen.zoo.models import load')])
+def test_an_import_that_points_down_is_found(module, line, tmp_path):
+    copy = copy_tree(tmp_path/'copy')
+    with open(copy/f'mnistgen/{module}.py', 'a', encoding='utf-8') as f: f.write(f'def late():\n    {line}\n')
+    assert [m for m, _ in upward(copy)] == ['mnistgen.' + module.replace('/', '.')]
+
+# ---- the page: what a reader's eye meets
+
+def code_cells(nb):
+    "(number, source) of the code cells, without lines that only a notebook knows."
+    return [(i, re.sub(r'^\s*[%!].*$', '', joined(c['source']), flags=re.M)) for i, c in enumerate(cells(nb)) if c['cell_type'] == 'code']
+
+def crowded(source):
+    "Lines with more than one statement (a `;` that ends a cell only hides its value), and tuples of more than two assigned at once."
+    lines, tokens = [], list(tokenize.generate_tokens(io.StringIO(source).readline))
+    for a, b in zip(tokens, tokens[1:]):
+        if a.string == ';' and a.type == tokenize.OP and b.type not in (tokenize.NEWLINE, tokenize.COMMENT, tokenize.ENDMARKER, tokenize.NL): lines.append(a.start[0])
+    for n in ast.walk(ast.parse(source)):
+        if isinstance(n, ast.Assign) and isinstance(n.value, ast.Tuple):
+            if len(n.targets) > 2 or any(isinstance(t, ast.Tuple) and len(t.elts) > 2 for t in n.targets): lines.append(n.lineno)
+    return lines
+
+@pytest.mark.parametrize('nb', notebooks(), ids=str)
+def test_code_fits_the_page(nb):
+    "100 columns is what the site shows without wrapping."
+    assert [(i, l) for i, s in code_cells(nb) for l in s.splitlines() if len(l) > 100] == []
+
+@pytest.mark.parametrize('nb', notebooks(), ids=str)
+def test_one_statement_a_line(nb):
+    assert [(i, s.splitlines()[l - 1]) for i, s in code_cells(nb) for l in crowded(s)] == []
+
+def test_crowded_lines_are_noticed():
+    assert crowded('a = 1; b = 2') == [1] and crowded('x = 3\nif x: y = 1; z = 2') == [2] and crowded('a, b, c = 1, 2, 3') == [1]
+    assert crowded('show(x);') == crowded("print('a; b')") == crowded('B, C, H, W = x.shape') == crowded('a, b = 1, 2') == []
+
+@pytest.mark.parametrize('nb', notebooks(), ids=str)
+def test_one_definition_in_an_exported_cell(nb):
+    "The documentation of a cell's definitions stands beside it, in no order that one can rely on."
+    several = []
+    for i, s in code_cells(nb):
+        if not re.search(r'^#\|\s*exports?i?\b', s, re.M) or 'eval: false' in s: continue
+        defined = [n.name for n in ast.parse(s).body if isinstance(n, (ast.FunctionDef, ast.ClassDef))]
+        if len(defined) > 1: several.append((i, defined))
+    assert several == []
+
+@pytest.mark.parametrize('nb', notebooks(), ids=str)
+def test_a_heading_follows_a_blank_line(nb):
+    "Pandoc takes it for text otherwise, and it is missing from the table of contents."
+    hidden = []
+    for i, c in enumerate(cells(nb)):
+        lines = re.sub(r'^```.*?^```', '', joined(c['source']), flags=re.M | re.S).splitlines()
+        if c['cell_type'] == 'markdown': hidden += [(i, b) for a, b in zip(lines, lines[1:]) if a.strip() and re.match(r'#{1,6} ', b)]
+    assert hidden == []
 
 # ---- numbers of the README
 

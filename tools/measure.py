@@ -1,68 +1,96 @@
 """Judge a bundled model by numbers: `python tools/measure.py ddpm [--only WORD] [--state FILE ...]`.
 
-Draws samples in all the ways of its plan and evaluates them, into results/NAME-evaluation.json, and the headline into
-mnistgen/weights/scores.json, which `mnistgen list` shows. What is there already for these weights is not done again, and
-samples are kept in runs/evaluation/, some hundreds a file, so a stopped run goes on where it was.
+Draws samples in all the ways of its plan and evaluates them, into results/NAME-evaluation.json, and
+the headline into mnistgen/weights/scores.json, which `mnistgen list` shows. What is there already for
+these weights is not done again, and samples are kept in runs/evaluation/, some hundreds a file, so a
+stopped run goes on where it was.
 
---state: the training state of a run of that model (runs/NAME/state.safetensors): its averaged and its raw weights are compared."""
+--state: the training state of a run of that model (runs/NAME/state.safetensors): its averaged and its
+raw weights are compared."""
 import argparse, json, sys, time
+from dataclasses import dataclass
 from pathlib import Path
 
 top = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(top))
+from mnistgen.lab.options import Sampling
+
 CHUNK = 250
-SWEEP = [dict(sampler='ddim', steps=S, eta=eta) for eta in (0., 1., .5) for S in (10, 20, 50, 100, 250)]
-BLOCKS = [{}, *(dict(start=s) for s in (2000, 4000, 6000, 8000))]                    # other numbers, other noise: as good as other seeds, and together they are 10,000
+
+@dataclass(frozen=True)
+class Way:
+    "How samples are drawn, how many, and which."
+    sampling: Sampling
+    n: int = 2000
+    seed: int = 0
+    start: int = 0            # index of the first sample; other samples are as good as another seed
+
+    @classmethod
+    def of(cls, row):
+        "The way of a stored row, a flat dict."
+        rest = {k: v for k, v in row.items() if k not in ('n', 'seed', 'start')}
+        return cls(Sampling(**rest), row['n'], row['seed'], row.get('start', 0))
+
+    def json(self):
+        "As rows have it; `start` only where it is not 0."
+        return self.sampling.json() | dict(n=self.n, seed=self.seed) | ({'start': self.start} if self.start else {})
+
+    def __str__(self): return ' '.join(f'{k} {v}' for k, v in self.json().items())
+
+def ddim(steps, eta, **options): return Sampling('ddim', steps, eta=eta, **options)
+
+DDPM = Sampling('ddpm', 1000)
+SWEEP = [Way(ddim(S, eta)) for eta in (0., 1., .5) for S in (10, 20, 50, 100, 250)]
+
+def blocks(sampling, k=5):
+    "So many times 2,000 samples, each of other noise; five of them together are 10,000."
+    return [Way(sampling, start=2000*i) for i in range(k)]
+
+# where steps go and how warm noise is, on samples that no track of the speedrun is judged by
+SETTINGS = [(50, p, 1.) for p in (2., 1., 2/3, 1/2)] + [(50, 2/3, τ) for τ in (.98, .96, .94)] + [(100, 1., 1.), (250, 1., 1.)]
+
 PLANS = {'ddpm': [
-    *(dict(w, n=2000, seed=0) for w in SWEEP),
-    *(dict(sampler='ddim', steps=S, eta=1., spacing=p, n=2000, seed=0) for S in (10, 20, 50) for p in (2., 2/3, 1/2)),
-    dict(sampler='ddim', steps=50, eta=1., spacing=2/3, temperature=.98, n=2000, seed=0),
-    dict(sampler='ddpm', steps=1000, n=2000, seed=0),
-    *(dict(sampler='ddim', steps=100, eta=1., n=2000, seed=0, **b) for b in BLOCKS),
-    *(dict(sampler='ddim', steps=100, eta=0., n=2000, seed=0, **b) for b in BLOCKS[:3]),
-    *(dict(sampler='ddpm', steps=1000, n=2000, seed=0, **b) for b in BLOCKS),
-    dict(sampler='ddpm', steps=1000, n=10_000, seed=0),
+    *SWEEP,
+    *(Way(ddim(S, 1., spacing=p)) for S in (10, 20, 50) for p in (2., 2/3, 1/2)),
+    Way(ddim(50, 1., spacing=2/3, temperature=.98)),
+    *blocks(ddim(100, 1.)),
+    *blocks(ddim(100, 0.), 3),
+    *blocks(DDPM),
+    Way(DDPM, n=10_000),
 ], 'ddpm-fast': [
-    *(dict(sampler='ddim', steps=S, eta=1., spacing=p, temperature=τ, n=2000, seed=0, start=10_000)     # all said: what is left out is the model's own; and beyond the samples that the speedrun's tracks judge
-      for S, p, τ in [(50, p, 1.) for p in (2., 1., 2/3, 1/2)] + [(50, 2/3, τ) for τ in (.98, .96, .94)] + [(100, 1., 1.), (250, 1., 1.)]),
+    *(Way(ddim(S, 1., spacing=p, temperature=τ), start=10_000) for S, p, τ in SETTINGS),
 ], 'ldm': [
-    *(dict(w, n=2000, seed=0) for w in SWEEP),
-    dict(sampler='ddim', steps=100, eta=.05, n=2000, seed=0),                                      # the report's
-    *(dict(sampler='ddim', steps=S, eta=1., spacing=p, n=2000, seed=0) for S in (20, 50) for p in (2/3, 1/2)),
-    *(dict(sampler=s, **kw, n=2000, seed=0, **b) for s, kw in (('ddim', dict(steps=100, eta=1.)), ('ddpm', dict(steps=1000))) for b in BLOCKS),
-    dict(sampler='ddim', steps=100, eta=.05, n=10_000, seed=0),
-    dict(sampler='ddim', steps=100, eta=1., n=10_000, seed=0),
-    dict(sampler='ddpm', steps=1000, n=10_000, seed=0),
+    *SWEEP,
+    Way(ddim(100, .05)),                                             # the report's
+    *(Way(ddim(S, 1., spacing=p)) for S in (20, 50) for p in (2/3, 1/2)),
+    *(way for s in (ddim(100, 1.), DDPM) for way in blocks(s)),
+    *(Way(s, n=10_000) for s in (ddim(100, .05), ddim(100, 1.), DDPM)),
 ], 'ldm-fast': [
-    dict(sampler='ddim', steps=100, eta=1., n=10_000, seed=0),
-    *(dict(w, n=2000, seed=0) for w in SWEEP if w['eta'] != .5 and w['steps'] in (20, 50, 100)),
-    dict(sampler='ddpm', steps=1000, n=2000, seed=0),
+    Way(ddim(100, 1.), n=10_000),
+    *(way for way in SWEEP if way.sampling.options['eta'] != .5 and way.sampling.steps in (20, 50, 100)),
+    Way(DDPM),
 ]}
-AVERAGING = dict(sampler='ddim', steps=50, eta=1., n=2000, seed=0)
+AVERAGING = Way(ddim(50, 1.))
 
 def headline_of(model):
     "What `mnistgen list` shows: the model's own way of sampling."
     from mnistgen.zoo.models import MODELS
-    return dict(MODELS[model].sampling, n=10_000, seed=0)
-
-def name_of(way): return ' '.join(f'{k} {v}' for k, v in way.items())
+    return Way(MODELS[model].sampling, n=10_000)
 
 def samples(g, weights, way):
     "The samples of a way as bytes (n, 28, 28): those on the disk, and the others drawn and put there."
     import numpy as np, torch
     from mnistgen.lab.data import to_uint8
     from mnistgen.lab.store import write_atomically
-    folder = top/'runs'/'evaluation'/weights/name_of({k: v for k, v in way.items() if k not in ('n', 'start')}).replace(' ', '-')
+    folder = top/'runs'/'evaluation'/weights/f'{way.sampling}, seed {way.seed}'.replace(' ', '-')
     folder.mkdir(parents=True, exist_ok=True)
-    out = []
-    first = way.get('start', 0)
-    for start in range(first, first + way['n'], CHUNK):
-        path = folder/f'{start:06d}.npy'
+    out, end, s = [], way.start + way.n, way.sampling
+    for first in range(way.start, end, CHUNK):
+        path = folder/f'{first:06d}.npy'
         if not path.exists():
-            for _, x, _ in g.stream(**{**way, 'n': min(CHUNK, first + way['n'] - start), 'start': start}, decoded=False): pass
-            images = to_uint8(g.space.decode(x).cpu())
+            images = g.sample(min(CHUNK, end - first), seed=way.seed, sampler=s.sampler, steps=s.steps, first=first, **s.options)
             def write(tmp):
-                with open(tmp, 'wb') as f: np.save(f, images.numpy())
+                with open(tmp, 'wb') as f: np.save(f, to_uint8(images).numpy())
             write_atomically(path, write)
         out.append(torch.from_numpy(np.load(path)))
     return torch.cat(out)
@@ -74,31 +102,34 @@ def measure(g, weights, way, about):
     images = samples(g, weights, way)
     sampled = time.time()
     scores = evaluate(images)
-    print(f"{name_of(way)}: FD {scores['train']['FD']:.2f} (real {scores['floor']['train']['FD']:.2f}), drawn in {sampled - start:.0f} s, judged in {time.time() - sampled:.0f} s", flush=True)
-    return about | dict(way=way, **scores)
+    fd, real = scores['train']['FD'], scores['floor']['train']['FD']
+    print(f'{way}: FD {fd:.2f} (real {real:.2f}), drawn in {sampled - start:.0f} s, judged in {time.time() - sampled:.0f} s', flush=True)
+    return about | dict(way=way.json(), **scores)
 
 def of_state(path):
     "Two generators, with the averaged and with the raw weights of a training state; and its header."
     from mnistgen.lab.store import load_checkpoint
     from mnistgen.zoo.models import assemble
     tensors, h = load_checkpoint(path)
-    part = lambda kind: {k.removeprefix(kind + '.'): v for k, v in tensors.items() if k.startswith(kind + '.')}
+    def part(kind): return {k.removeprefix(kind + '.'): v for k, v in tensors.items() if k.startswith(kind + '.')}
     return {kind: assemble(part(kind), h, 'cpu') for kind in ('average', 'net')}, h
 
 def headline(model, result):
     "Put the headline, if it has been measured, where `mnistgen list` finds it."
     from mnistgen.lab.store import write_atomically
-    if row := next((r for r in result['rows'] if r['way'] == headline_of(model)), None):
-        file = top/'mnistgen'/'weights'/'scores.json'
-        scores = json.loads(file.read_text()) if file.exists() else {}
-        scores[model] = dict(weights=result['weights'], way=row['way'], FD=row['train']['FD'], floor=row['floor']['train']['FD'], precision=row['train']['precision'], recall=row['train']['recall'], confident=row['confident'])
-        write_atomically(file, lambda tmp: tmp.write_text(json.dumps(scores, indent=1) + '\n'))
+    row = next((r for r in result['rows'] if Way.of(r['way']) == headline_of(model)), None)
+    if row is None: return
+    file = top/'mnistgen'/'weights'/'scores.json'
+    scores = json.loads(file.read_text()) if file.exists() else {}
+    shares = {k: row['train'][k] for k in ('precision', 'recall')}
+    scores[model] = dict(weights=result['weights'], way=row['way'], FD=row['train']['FD'], floor=row['floor']['train']['FD'], **shares, confident=row['confident'])
+    write_atomically(file, lambda tmp: tmp.write_text(json.dumps(scores, indent=1) + '\n'))
 
 def main(model, only, states):
     import mnistgen
     from mnistgen.lab.device import device_info
     from mnistgen.lab.store import versions, write_atomically
-    from mnistgen.zoo.models import epochs_of
+    from mnistgen.zoo.generator import epochs_of
     g = mnistgen.load(model, 'cpu')
     weights, path = g.header['checksum'], top/'results'/f'{model}-evaluation.json'
     result = json.loads(path.read_text()) if path.exists() else {}
@@ -108,17 +139,21 @@ def main(model, only, states):
         rows.append(row)
         write_atomically(path, lambda tmp: tmp.write_text(json.dumps(result, indent=1) + '\n'))
         headline(model, result)
-    for way in [*PLANS[model], headline_of(model)]:
-        if only in name_of(way) and all(r['way'] != way for r in result['rows']): put(result['rows'], measure(g, weights, way, about))
+    for way in dict.fromkeys([*PLANS[model], headline_of(model)]):
+        done = any(Way.of(r['way']) == way for r in result['rows'])
+        if only in str(way) and not done: put(result['rows'], measure(g, weights, way, about))
     for state in states:
         generators, h = of_state(state)
+        epoch = h.get('start', {}).get('epochs', 0) + len(h['history'])
         for kind, generator in generators.items():
-            facts = dict(step=h['step'], epoch=h.get('start', {}).get('epochs', 0) + len(h['history']), lr=h['history'][-1]['lr'], weights='averaged' if kind == 'average' else 'raw')
-            if all({k: r[k] for k in facts} != facts for r in result['averaging']): put(result['averaging'], measure(generator, f"{h['checksum']}-{kind}", AVERAGING, about | facts))
+            facts = dict(step=h['step'], epoch=epoch, lr=h['history'][-1]['lr'], weights='averaged' if kind == 'average' else 'raw')
+            done = any({k: r[k] for k in facts} == facts for r in result['averaging'])
+            if not done: put(result['averaging'], measure(generator, f"{h['checksum']}-{kind}", AVERAGING, about | facts))
 
 if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('model', choices=list(PLANS)); p.add_argument('--only', default='', help='a part of the name of a way, such as "n 2000" or "ddim"')
+    p.add_argument('model', choices=list(PLANS))
+    p.add_argument('--only', default='', help='a part of the name of a way, such as "n 2000" or "ddim"')
     p.add_argument('--state', nargs='*', default=[], help='training states whose averaged and raw weights are compared')
     a = p.parse_args()
     main(a.model, a.only, a.state)

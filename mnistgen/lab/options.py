@@ -12,7 +12,7 @@ import inspect, math, numbers, operator
 from dataclasses import dataclass
 from functools import cache, wraps
 
-# %% ../../nbs/lab/options.ipynb #e917f1c4
+# %% ../../nbs/lab/options.ipynb #1f928ef2
 class Reader:
     "What an option accepts. Subclasses define `__call__`: the value as read, or a ValueError."
     symbol = None                             # how captions write the option; None: by its name
@@ -27,14 +27,21 @@ class Reader:
         except (TypeError, ValueError, OverflowError):
             raise ValueError(f'{name} {value}: choose {self}') from None
 
+    def check_text(self, name, text):
+        "The same for the text of a command line."
+        try: return self.parse(text)
+        except (TypeError, ValueError, OverflowError):
+            raise ValueError(f'{name} {text}: choose {self}') from None
+
     def __or__(self, other): return Either(self, other)
 
-# %% ../../nbs/lab/options.ipynb #72c54606
+# %% ../../nbs/lab/options.ipynb #2ca07605
 def _between(least, most):
     "In words, which numbers are accepted."
     if most is not None: return f' from {least:g} to {most:g}'
     return '' if least is None else f' of at least {least:g}'
 
+# %% ../../nbs/lab/options.ipynb #8a3ae95b
 def _plain(value):
     "Scalars of numpy and torch as Python's own; everything else as it is."
     if getattr(value, 'ndim', None) == 0 and hasattr(value, 'item'): value = value.item()
@@ -84,7 +91,7 @@ class integer(Reader):
         if self.most is None: return f'an integer{_between(self.least, None)}'
         return f'an integer from {self.least} to {self.most}'
 
-# %% ../../nbs/lab/options.ipynb #e83a1ffb
+# %% ../../nbs/lab/options.ipynb #20094867
 class choice(Reader):
     "One of a few words."
     def __init__(self, *words): self.words = words
@@ -95,6 +102,7 @@ class choice(Reader):
 
     def __str__(self): return in_words(self.words)
 
+# %% ../../nbs/lab/options.ipynb #369e20a5
 class Either(Reader):
     "What either of two readers accepts; made by `a | b`."
     def __init__(self, a, b): self.a, self.b = a, b
@@ -113,7 +121,7 @@ def in_words(items, last='or'):
     *most, end = map(str, items) if len(items) else ['']
     return f"{', '.join(most)} {last} {end}" if most else end
 
-# %% ../../nbs/lab/options.ipynb #9633e02d
+# %% ../../nbs/lab/options.ipynb #647766c0
 def check_integer(
     name, # what it is, for the message
     value, least=None, most=None # both ends included
@@ -121,6 +129,7 @@ def check_integer(
     "`value` as an int. ValueError, with what is accepted, if it is not an integer in that range."
     return integer(least, most).check(name, value)
 
+# %% ../../nbs/lab/options.ipynb #9994e32b
 def check_number(
     name, # what it is, for the message
     value, least=None, most=None, # both ends included
@@ -129,12 +138,13 @@ def check_number(
     "`value` as a finite float. ValueError, with what is accepted, if it is no such number."
     return number(least, most, positive).check(name, value)
 
+# %% ../../nbs/lab/options.ipynb #00921d35
 def check_choice(
     kind, # of what it is the name: 'sampler'
     name, # the name
     among # a dict, or a list of names
 ):
-    "`among[name]` of a dict, the name of a list. ValueError, with what there is, if it is not there."
+    "`among[name]` of a dict, the name of a list. ValueError, with what there is, if it is missing."
     if not isinstance(name, (str, type(None))) or name not in among:
         raise ValueError(f"unknown {kind} '{name}': choose {in_words(among)}")
     return among[name] if isinstance(among, dict) else name
@@ -150,7 +160,7 @@ def refusal(
     except error as e: return str(e)
     raise AssertionError(f'no {error.__name__}')
 
-# %% ../../nbs/lab/options.ipynb #f6a4300d
+# %% ../../nbs/lab/options.ipynb #4656cffa
 @dataclass(frozen=True)
 class Option:
     "One declared option."
@@ -164,6 +174,7 @@ class Option:
         value = f'{value:.3g}' if isinstance(value, float) else str(value)
         return f'{self.reader.symbol or self.name} = {value}'
 
+# %% ../../nbs/lab/options.ipynb #cdf32004
 @cache
 def options_of(
     f # a function or a class
@@ -181,10 +192,10 @@ def options_of(
     option = lambda p: Option(p.name, p.annotation, p.default, comments.get(p.name) or '')
     return {p.name: option(p) for p in declared}
 
-# %% ../../nbs/lab/options.ipynb #f6c9e0df
+# %% ../../nbs/lab/options.ipynb #40555d88
 def reads_options(f):
     "Have the options of the function below read and checked at each call."
-    declared = options_of(f)                  # a parameter without a reader is found here, not later
+    declared = options_of(f)                  # a parameter without a reader is found here
     @wraps(f)
     def checked(*args, **kwargs):
         for k, o in declared.items():
@@ -193,7 +204,7 @@ def reads_options(f):
         return f(*args, **kwargs)
     return checked
 
-# %% ../../nbs/lab/options.ipynb #b7f5dc24
+# %% ../../nbs/lab/options.ipynb #d143b5e5
 SAMPLERS = {}                                 # {name: generator function}
 COMMON = []                                   # what declares options that go with every sampler
 
@@ -206,13 +217,14 @@ def sampler(
         return SAMPLERS[name]
     return register
 
+# %% ../../nbs/lab/options.ipynb #4076ef3b
 def common_options(f):
     "Offer the options of the function or class below with every sampler."
     if not isinstance(f, type): f = reads_options(f)
     COMMON.append(f)
     return f
 
-# %% ../../nbs/lab/options.ipynb #23861ad7
+# %% ../../nbs/lab/options.ipynb #b81697ce
 def sampler_options(
     name=None # of a sampler; None: all of them
 ) -> dict: # {name: Option}
@@ -222,12 +234,14 @@ def sampler_options(
     for f in (*samplers, *COMMON): out |= options_of(f)
     return out
 
+# %% ../../nbs/lab/options.ipynb #f2f599cb
 def samplers_with(
     option # name of an option
 ) -> list: # names; empty if the option goes with every sampler
     "The samplers that declare an option."
     return [name for name, f in SAMPLERS.items() if option in options_of(f)]
 
+# %% ../../nbs/lab/options.ipynb #9a8ef60a
 def check_options(
     name, # of a sampler
     options # {name: value}

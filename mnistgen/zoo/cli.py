@@ -6,17 +6,19 @@
 __all__ = ['COMMANDS', 'list_models', 'sample', 'train', 'evaluate', 'main']
 
 # %% ../../nbs/zoo/cli.ipynb #acbace0f
-import os, sys
+import argparse, inspect, os, sys
 from pathlib import Path
 
 import torch
-from fastcore.script import anno_parser, store_true
+from fastcore.docments import docments
+from fastcore.script import Param, store_true
 
-from ..lab.data import check_labels, make_rng, load_images
-from ..lab.options import check_integer
+from ..lab.data import check_labels, load_images, make_rng
 from ..lab.kernels import why_plain
+from ..lab.options import check_integer, sampler_options, samplers_with
 from ..lab.store import check_writable, read_header
-from .models import MODELS, WEIGHTS, autoencoder_of, find_model, load, models, train_model
+from .models import MODELS, WEIGHTS, autoencoder_of, find_model, load, models
+from .train import train_model
 
 # %% ../../nbs/zoo/cli.ipynb #c002b4c8
 def list_models(
@@ -24,7 +26,9 @@ def list_models(
 ):
     "List the bundled models."
     rows = models()
-    if not rows: raise ValueError(f'no bundled weights in this installation ({WEIGHTS} has none): train a model, or reinstall mnistgen')
+    if not rows:
+        raise ValueError(f'no bundled weights in this installation ({WEIGHTS} has none): '
+                         'train a model, or reinstall mnistgen')
     print('\n'.join(r['name'] for r in rows) if names else rows)
 
 # %% ../../nbs/zoo/cli.ipynb #678db66b
@@ -32,65 +36,80 @@ def _digits(text):
     "'7' or '0,1,2' as an integer or a list of them."
     if text is None: return None
     try: digits = [int(l) for l in text.split(',')]
-    except ValueError: raise ValueError(f"labels '{text}': give digits separated by commas, such as 7 or 0,1,2") from None
+    except ValueError:
+        accepted = 'give digits separated by commas, such as 7 or 0,1,2'
+        raise ValueError(f"labels '{text}': {accepted}") from None
     return digits[0] if len(digits) == 1 else digits
 
-def _spacing(text):
-    "A number, or a word as it is."
-    try: return float(text)
-    except (TypeError, ValueError): return text
+# %% ../../nbs/zoo/cli.ipynb #81630c83
+def _read_options(texts):
+    "The options of sampling that were given, each as its reader reads it."
+    known = sampler_options()
+    return {k: known[k].reader.check_text(k, v) for k, v in texts.items() if v is not None}
 
+# %% ../../nbs/zoo/cli.ipynb #ed944d2f
 def _warn(g):
     "One line where a model must be sampled from without the engine."
-    if not g.plain and g.device.type == 'cpu' and why_plain(): print(f'{why_plain()}: sampling takes the slower, plain way', file=sys.stderr)
+    if not g.plain and g.device.type == 'cpu' and why_plain():
+        print(f'{why_plain()}: sampling takes the slower, plain way', file=sys.stderr)
 
-# %% ../../nbs/zoo/cli.ipynb #70440524
-def sample(
-    model:str, # name of a model (see mnistgen list), or a .safetensors file
-    n:int=64, # number of images
-    labels:str=None, # digits to draw, for conditional models: 7 or 0,1,2
-    sampler:str=None, # ddpm or ddim (default: what suits the model)
-    steps:int=None, # evaluations of the network an image, 1 to 1000
-    eta:float=None, # noise of ddim: 0 (deterministic) to 1 (as DDPM)
-    spacing:str=None, # of ddim's times: leading, trailing, or a number, below 1 for more steps at high noise
-    temperature:float=None, # what ddim's noise is multiplied by: 1 is theory
-    w:float=None, # guidance scale, for conditional models
-    seed:int=0, # the same arguments and seed give the same file
-    out:str=None, # FILE.png (a grid) or FILE.npy (uint8, n×28×28)
-    device:str='auto', # auto, cpu or cuda
-    plain:store_true=False, # float32, and none of the engine's tricks
-    autoencoder:str=None # whose latents a latent model has learned: a model's name, or a .safetensors file (default: the bundled one)
+# %% ../../nbs/zoo/cli.ipynb #415a5aa6
+def _save_images(
+    pixels, # uint8 (n, 28, 28)
+    path # of a .png or .npy file
 ):
-    "Draw images from a trained model."
-    from mnistgen.lab.data import to_uint8
+    "Write images as a grid or as an array, atomically."
     from mnistgen.lab.plotting import save_grid
     from mnistgen.lab.store import write_atomically
-    if out is None or Path(out).suffix not in ('.png', '.npy'): raise ValueError(f'--out {out or ""}: give a file that ends in .png or .npy')
-    labels = _digits(labels)
-    g = load(model, device, plain, autoencoder)
-    args = dict(n=n, labels=labels, w=w, sampler=sampler, steps=steps, eta=eta, seed=seed, spacing=_spacing(spacing), temperature=temperature)
-    plan = g.plan(**args)
-    path = check_writable(out)
-    _warn(g)
-    pixels = to_uint8(g.sample(**args, progress=sys.stderr.isatty()))
     def write(tmp):
         if path.suffix == '.png': return save_grid(pixels, tmp)
         import numpy as np
         with open(tmp, 'wb') as f: np.save(f, pixels.numpy())
     write_atomically(path, write)
-    how = 'decoded from noise' if plan['sampler'] == 'prior' else f"{plan['sampler']} with {plan['steps']} steps"
-    print(f"{path}: {n} image{'s'[:n != 1]} of {model}, {how}, seed {seed}")
+
+# %% ../../nbs/zoo/cli.ipynb #70440524
+def sample(
+    model:str, # name of a model (see mnistgen list), or a .safetensors file
+    n:int=64, # number of images
+    labels:str=None, # digits to draw, for conditional models: 7, or 0,1,2 in turn
+    sampler:str=None, # how to draw (default: what suits the model)
+    steps:int=None, # number of steps (default: what suits the model)
+    w:float=None, # guidance scale, for conditional models
+    seed:int=0, # the same arguments and seed give the same file
+    out:str=None, # FILE.png (a grid) or FILE.npy (uint8, n×28×28)
+    device:str='auto', # auto, cpu or cuda
+    plain:store_true=False, # float32, and none of the engine's tricks
+    autoencoder:str=None, # of a latent model: a name or a .safetensors file (default: its own)
+    **options # of the sampler
+):
+    "Draw images from a trained model."
+    from mnistgen.lab.data import to_uint8
+    if out is None or Path(out).suffix not in ('.png', '.npy'):
+        raise ValueError(f'--out {out or ""}: give a file that ends in .png or .npy')
+    digits, options = _digits(labels), _read_options(options)
+    g = load(model, device, plain, autoencoder)
+    args = dict(n=n, labels=digits, seed=seed, sampler=sampler, steps=steps, w=w, **options)
+    plan = g.plan(**args)
+    path = check_writable(out)
+    _warn(g)
+    _save_images(to_uint8(g.sample(**args, progress=sys.stderr.isatty())), path)
+    print(f"{path}: {n} image{'s'[:n != 1]} of {model}, {plan}")
 
 # %% ../../nbs/zoo/cli.ipynb #10745826
-def _speaks(): return os.environ.get('RANK', '0') == '0'             # of several processes that a launcher started, the first
+def _speaks():
+    "Of several processes that a launcher started, the first one speaks."
+    return os.environ.get('RANK', '0') == '0'
 
+# %% ../../nbs/zoo/cli.ipynb #c00429cf
 def _names(model, budget):
     "The models that are meant; by 'all', those that have the budget."
-    return [find_model(model).name] if model != 'all' else [k for k, m in MODELS.items() if budget in m.recipes] or list(MODELS)
+    if model != 'all': return [find_model(model).name]
+    return [k for k, m in MODELS.items() if budget in m.recipes] or list(MODELS)
 
+# %% ../../nbs/zoo/cli.ipynb #2952acdf
 def train(
     model:str, # name of a model, or all (that have this budget)
-    budget:str='quick', # quick (minutes on a laptop) or report (the report's own table; a GPU helps)
+    budget:str='quick', # quick (minutes on a laptop) or report (the report's own; a GPU helps)
     epochs:int=None, # instead of the budget's
     minutes:float=None, # of training, instead of epochs: ends by the clock
     batch_size:int=None, # instead of the budget's
@@ -101,141 +120,226 @@ def train(
     plain:store_true=False, # float32, and none of the engine's tricks
     limit:int=None, # train on the first so many images only, for a trial
     start:str=None, # train these weights further: a model's name, or a .safetensors file
-    autoencoder:str=None # in whose latents a latent model shall work: a model's name, or a .safetensors file (default: the bundled one)
+    autoencoder:str=None # of latent models: a name or a .safetensors file (default: bundled)
 ):
-    "Train a model. Writes weights, the state to resume from, the record of the run and samples at stages."
+    "Train a model. Writes weights, the state to resume from, the record and samples at stages."
     if limit is not None: check_integer('limit', limit, 1)
     names = _names(model, budget)
-    own = {name: autoencoder if MODELS[name].autoencoder or model != 'all' else None for name in names}
-    for name in names: autoencoder_of(name, own[name])               # what is missing for the last is said before the first
+    latent = lambda name: MODELS[name].autoencoder or model != 'all'
+    own = {name: autoencoder if latent(name) else None for name in names}
+    for name in names: autoencoder_of(name, own[name])               # before any of them is trained
     for name in names:
-        folder = Path(out)/name if out and model == 'all' else Path(out) if out else Path('runs')/name
-        record = train_model(name, budget, epochs, minutes, batch_size, seed, folder, resume, device, plain, limit, start, autoencoder=own[name])
-        if not _speaks(): continue
-        last, done = record['history'][-1], read_header(folder/f'{name}.safetensors')['epochs']
-        print(f"{folder/name}.safetensors: {done:g} epoch{'s'[:done != 1]}, train loss {last['train_loss']:.4f}, eval loss {last['eval_loss']:.4f}")
-        print(f"{folder/name}-epoch-{last['epoch']:03d}.png: what it draws; more with: mnistgen sample {folder/name}.safetensors" + (f' --autoencoder {own[name]}' if own[name] else '') + ' --out digits.png')
+        folder = Path(out) if out and model != 'all' else Path(out or 'runs')/name
+        record = train_model(name, budget, epochs, minutes, batch_size, seed, folder, resume,
+                             device, plain, limit, start, autoencoder=own[name])
+        if _speaks(): _tell_trained(name, folder, record, own[name])
+
+# %% ../../nbs/zoo/cli.ipynb #b2e22932
+def _tell_trained(name, folder, record, autoencoder):
+    "Where a training's results are, and what to do with them."
+    last, weights = record['history'][-1], folder/f'{name}.safetensors'
+    done = read_header(weights)['epochs']
+    print(f"{weights}: {done:g} epoch{'s'[:done != 1]}, train loss {last['train_loss']:.4f}, "
+          f"eval loss {last['eval_loss']:.4f}")
+    more = f'mnistgen sample {weights}' + (f' --autoencoder {autoencoder}' if autoencoder else '')
+    print(f"{folder/name}-epoch-{last['epoch']:03d}.png: what it draws; "
+          f'more with: {more} --out digits.png')
 
 # %% ../../nbs/zoo/cli.ipynb #590492a5
+def _read_array(path):
+    "The array in a .npy file. ValueError, in one line, if there is none."
+    import zipfile, numpy as np
+    try: a = np.load(path, allow_pickle=False)
+    except FileNotFoundError: raise ValueError(f'{path}: no such file') from None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        raise ValueError(f'{path}: not an array in a .npy file (uint8, n×28×28)') from None
+    if isinstance(a, np.ndarray): return a
+    raise ValueError(f'{path}: an archive of arrays, give a .npy file')
+
+# %% ../../nbs/zoo/cli.ipynb #be8d27b2
 def _images_of(path, n, labels):
     "Images, and the digits asked for, from .npy files."
-    import zipfile, numpy as np
-    def read(path):
-        try: a = np.load(path, allow_pickle=False)
-        except FileNotFoundError: raise ValueError(f'{path}: no such file') from None
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile): raise ValueError(f'{path}: not an array in a .npy file (uint8, n×28×28)') from None
-        if not isinstance(a, np.ndarray): raise ValueError(f'{path}: an archive of arrays, give a .npy file')
-        return a
     from mnistgen.zoo.evaluation import check_images
-    try: images = check_images(read(path))
-    except ValueError as e: raise ValueError(str(e) if str(path) in str(e) else f'{path}: {e}') from None
-    labels = check_labels(read(labels) if labels and labels.endswith('.npy') else _digits(labels), len(images))
+    try: images = check_images(_read_array(path))
+    except ValueError as e:
+        raise ValueError(str(e) if str(path) in str(e) else f'{path}: {e}') from None
+    given = _read_array(labels) if labels and labels.endswith('.npy') else _digits(labels)
+    digits = check_labels(given, len(images))
     n = len(images) if n is None else check_integer('n', n, 2, len(images))
-    return images[:n], None if labels is None else labels[:n]
+    return images[:n], None if digits is None else digits[:n]
 
+# %% ../../nbs/zoo/cli.ipynb #1cd694aa
+def _digits_at_random(n, seed):
+    "As many of each digit, by chance, as the training set has."
+    counts = load_images().labels.bincount().double()
+    return torch.multinomial(counts, n, True, generator=make_rng('evaluate', seed))
+
+# %% ../../nbs/zoo/cli.ipynb #29d85dcf
 def _samples_of(model, n, labels, seed, device, plain, autoencoder, **choices):
-    "A function that draws samples of a model, the digits asked for, and how, for the record. All mistakes come to light before it draws."
-    g, n = load(model, device, plain, autoencoder), check_integer('n', 10_000 if n is None else n, 2)
-    labels = _digits(labels)
-    if g.labels and labels is None: labels = torch.multinomial(load_images().labels.bincount().double(), n, True, generator=make_rng('evaluate', seed))
-    args = dict(n=n, labels=labels, seed=seed, **choices)
+    "A function that draws samples, their plan, and the record. Mistakes come to light before."
+    g = load(model, device, plain, autoencoder)
+    n, digits = check_integer('n', 10_000 if n is None else n, 2), _digits(labels)
+    if g.labels and digits is None: digits = _digits_at_random(n, seed)
+    args = dict(n=n, labels=digits, seed=seed, **choices)
     plan = g.plan(**args)
     def draw():
         _warn(g)
         return g.sample(**args, progress=sys.stderr.isatty())
-    return draw, plan['labels'], dict(model=model, sampler=plan['sampler'], steps=plan['steps'], **plan['kw'], **{k: v for k, v in choices.items() if k == 'w' and v is not None}, seed=seed, weights=g.header.get('checksum'))
+    way = plan.sampling.json() if plan.sampling else {}
+    guided = {} if choices['w'] is None else dict(w=choices['w'])
+    about = dict(model=model, **way, **guided, seed=seed, weights=g.header.get('checksum'))
+    return draw, plan, about
 
+# %% ../../nbs/zoo/cli.ipynb #99fa3193
 def _most_memory():
     "The most memory this process has had, in MB; None where the system does not say."
     try: import resource
     except ImportError: return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss//(2**20 if sys.platform == 'darwin' else 2**10)
+    unit = 2**20 if sys.platform == 'darwin' else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss//unit
 
 # %% ../../nbs/zoo/cli.ipynb #8d11f056
 def evaluate(
-    model:str, # name of a model (see mnistgen list), a .safetensors file, or FILE.npy with images (uint8, n×28×28)
+    model:str, # a model's name, a .safetensors file, or images in FILE.npy (uint8, n×28×28)
     n:int=None, # number of images (default: 10000, or all that are in the file)
-    labels:str=None, # digits that were asked for: 7 or 0,1,2 or, for FILE.npy, LABELS.npy (default for conditional models: at random, as often as in the training set)
-    sampler:str=None, # ddpm or ddim (default: what suits the model)
-    steps:int=None, # evaluations of the network an image, 1 to 1000
-    eta:float=None, # noise of ddim: 0 (deterministic) to 1 (as DDPM)
-    spacing:str=None, # of ddim's times: leading, trailing, or a number, below 1 for more steps at high noise
-    temperature:float=None, # what ddim's noise is multiplied by: 1 is theory
+    labels:str=None, # digits asked for: 7, or 0,1,2 in turn, or LABELS.npy (default: at random)
+    sampler:str=None, # how to draw (default: what suits the model)
+    steps:int=None, # number of steps (default: what suits the model)
     w:float=None, # guidance scale, for conditional models
     seed:int=0, # the same arguments and seed give the same images
     json:store_true=False, # print JSON in place of the table
     out:str=None, # FILE.png: samples over the training images nearest to them
     device:str='auto', # auto, cpu or cuda
     plain:store_true=False, # float32, and none of the engine's tricks
-    autoencoder:str=None # whose latents a latent model has learned: a model's name, or a .safetensors file (default: the bundled one)
+    autoencoder:str=None, # of a latent model: a name or a .safetensors file (default: its own)
+    **options # of the sampler
 ):
     "Judge samples of a model, or images in a file, by numbers, beside what real digits score."
-    import json as js, time
-    from mnistgen.zoo import evaluation
-    if out is not None and Path(out).suffix != '.png': raise ValueError(f'--out {out}: give a file that ends in .png')
-    choices = dict(sampler=sampler, steps=steps, eta=eta, w=w, spacing=_spacing(spacing), temperature=temperature)
+    import time
+    if out is not None and Path(out).suffix != '.png':
+        raise ValueError(f'--out {out}: give a file that ends in .png')
+    choices = dict(sampler=sampler, steps=steps, w=w, **_read_options(options))
     if model.endswith('.npy'):
         for k, v in dict(**choices, autoencoder=autoencoder).items():
-            if v is not None: raise ValueError(f'--{k} {v}: the images of {model} are drawn already, leave it out')
+            if v is None: continue
+            raise ValueError(f'--{k} {v}: the images of {model} are drawn already, leave it out')
         images, digits = _images_of(model, n, labels)
-        draw, about = lambda: images, dict(file=model)
-    else: draw, digits, about = _samples_of(model, n, labels, seed, device, plain, autoencoder, **choices)
+        how, about = f'file {model}', dict(file=model)
+        def draw(): return images
+    else:
+        draw, plan, about = _samples_of(model, n, labels, seed, device, plain, autoencoder,
+                                        **choices)
+        digits, how = plan.labels, f'{model}, {plan}'
     if out: check_writable(out)
     start = time.time()
     images = draw()
-    sampled, judge = time.time(), evaluation.the_judge()
-    seen = judge.look(images)
-    scores = judge.score(seen, digits)
-    how = ', '.join(f'{k} {v}' for k, v in about.items() if k != 'weights')
-    about |= dict(seconds=dict(sampling=round(sampled - start, 1), scoring=round(time.time() - sampled, 1)), memory_mb=_most_memory())
-    if out:
-        from mnistgen.lab.plotting import save_grid
-        from mnistgen.lab.store import write_atomically
-        write_atomically(out, lambda tmp: save_grid(evaluation.neighbours(seen), tmp, ncol=min(16, len(seen))))
-    if json: print(js.dumps(about | scores)); return
+    _report_scores(images, digits, about, how, json, out, time.time() - start)
+
+# %% ../../nbs/zoo/cli.ipynb #75c13635
+def _report_scores(images, digits, about, how, json, out, drawing):
+    "Judge images and print the numbers; `drawing` is the seconds that it took to have them."
+    import json as js, time
+    from mnistgen.zoo.evaluation import get_judge
+    start, judge = time.time(), get_judge()
+    assessed = judge.assess(images)
+    scores = judge.score(assessed, digits)
+    seconds = dict(sampling=round(drawing, 1), scoring=round(time.time() - start, 1))
+    memory = _most_memory()
+    if out: _save_neighbours(assessed, out)
+    if json:
+        print(js.dumps(about | dict(seconds=seconds, memory_mb=memory) | scores))
+        return
     print(scores)
-    print(f"{how}; sampled in {about['seconds']['sampling']:.0f} s, scored in {about['seconds']['scoring']:.0f} s" + (f", {about['memory_mb']} MB of memory at most" if about['memory_mb'] else ''))
-    if out: print(f'{out}: the samples nearest to training images over those, and the first samples over theirs')
+    print(f"{how}; sampled in {drawing:.0f} s, scored in {seconds['scoring']:.0f} s"
+          + (f', {memory} MB of memory at most' if memory else ''))
+    if out: print(f'{out}: the samples nearest to training images over those, '
+                  'and the first samples over theirs')
+
+# %% ../../nbs/zoo/cli.ipynb #9396194f
+def _save_neighbours(assessed, out):
+    "Samples over the training images nearest to them, as a picture."
+    from mnistgen.lab.plotting import save_grid
+    from mnistgen.lab.store import write_atomically
+    from mnistgen.zoo.evaluation import neighbours
+    rows, ncol = neighbours(assessed), min(16, len(assessed))
+    write_atomically(out, lambda tmp: save_grid(rows, tmp, ncol=ncol))
 
 # %% ../../nbs/zoo/cli.ipynb #faa9ce05
 COMMANDS = {'list': list_models, 'sample': sample, 'train': train, 'evaluate': evaluate}
 
+# %% ../../nbs/zoo/cli.ipynb #f9b1096d
+def _add_sampling(parser):
+    "A flag for every option that a sampler declares."
+    group = parser.add_argument_group('options of sampling')
+    for name, o in sampler_options().items():
+        owners = samplers_with(name)
+        of = f"; of {' and '.join(owners)}" if owners else ''
+        group.add_argument('--' + name.replace('_', '-'), help=f'{o.help} ({o.reader}{of})')
+
+# %% ../../nbs/zoo/cli.ipynb #a1aec487
+class _Parser(argparse.ArgumentParser):
+    "An argument parser whose errors are one line."
+    def error(self, message): raise ValueError(f'{message} (see {self.prog} --help)')
+
+# %% ../../nbs/zoo/cli.ipynb #c9dec7cd
 def _parser(command):
-    "The argument parser of a subcommand: hyphens in option names, and errors of one line."
-    p = anno_parser(COMMANDS[command], prog=f'mnistgen {command}')
-    for a in p._actions:
-        if a.option_strings and a.dest not in ('help', 'pdb', 'xtra'):
-            a.option_strings = ['--' + a.dest.replace('_', '-')]
-            p._option_string_actions[a.option_strings[0]] = a
-    def error(message): raise ValueError(f'{message} (see mnistgen {command} --help)')
-    p.error = error
+    "The argument parser of a subcommand, from its function's signature."
+    f = COMMANDS[command]
+    p = _Parser(prog=f'mnistgen {command}', description=f.__doc__)
+    for name, v in docments(f, full=True, returns=False, eval_str=True).items():
+        if inspect.signature(f).parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
+            _add_sampling(p)
+            continue
+        param = v.anno if isinstance(v.anno, Param) else Param(v.docment, v.anno)
+        param.set_default(v.default)
+        if not param.help: param.help = v.docment
+        flag = param.pre + name.replace('_', '-')
+        p.add_argument(flag, **param.kwargs)
     return p
 
+# %% ../../nbs/zoo/cli.ipynb #5d8ec6cf
+def _run(argv):
+    "Run a command line. Raises what goes wrong."
+    usage = f"usage: mnistgen {'|'.join(COMMANDS)} … (mnistgen COMMAND --help says more)"
+    if argv and argv[0] in ('-h', '--help'):
+        print(usage)
+        return
+    if not argv: raise ValueError(usage)
+    if argv[0] not in COMMANDS:
+        raise ValueError(f"unknown command '{argv[0]}': choose {', '.join(COMMANDS)}")
+    COMMANDS[argv[0]](**vars(_parser(argv[0]).parse_args(argv[1:])))
+
+# %% ../../nbs/zoo/cli.ipynb #e081922e
 def main(
     argv=None # arguments; None: those of the process
 ): # exits with 0 (done), 2 (bad arguments), 1 (training failed) or 130 (interrupted)
     "The `mnistgen` command."
     argv = sys.argv[1:] if argv is None else argv
-    usage = 'usage: mnistgen ' + '|'.join(COMMANDS) + ' … (mnistgen COMMAND --help says more)'
-    if argv and argv[0] in ('-h', '--help'): print(usage); return 0
     def say(message):
         if _speaks(): print(f'mnistgen: {message}', file=sys.stderr)
-    try:
-        if not argv: raise ValueError(usage)
-        if argv[0] not in COMMANDS: raise ValueError(f"unknown command '{argv[0]}': choose {', '.join(COMMANDS)}")
-        args = vars(_parser(argv[0]).parse_args(argv[1:]))
-        COMMANDS[argv[0]](**{k: v for k, v in args.items() if k not in ('pdb', 'xtra')})
-        return 0
-    except ValueError as e: say(e); return 2
-    except (FloatingPointError, MemoryError) as e: say(e); return 1
+    try: _run(argv)
+    except ValueError as e:
+        say(e)
+        return 2
+    except (FloatingPointError, MemoryError) as e:
+        say(e)
+        return 1
     except KeyboardInterrupt: return 130
-    except BrokenPipeError: sys.stderr.close(); return int(argv[0] == 'train')
-    except OSError as e: say(f'{e.filename or ""} {e.strerror or e}'.strip()); return 1     # a full disk, say
+    except BrokenPipeError:
+        sys.stderr.close()
+        return int(argv[0] == 'train')
+    except OSError as e:                                             # a full disk, say
+        say(f'{e.filename or ""} {e.strerror or e}'.strip())
+        return 1
+    return 0
 
 # %% ../../nbs/zoo/cli.ipynb #b992acbb
 #| eval: false
 if __name__ == '__main__':
     code = main()
-    if int(os.environ.get('WORLD_SIZE', 1)) > 1:                    # threads of the process group can abort Python's own way out
-        sys.stdout.flush(); sys.stderr.flush(); os._exit(code)
+    if int(os.environ.get('WORLD_SIZE', 1)) > 1:
+        # threads of the process group can abort Python's own way out
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)

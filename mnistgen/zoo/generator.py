@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['snapshot', 'unchanged', 'Generator', 'epochs_of']
 
-# %% ../../nbs/zoo/generator.ipynb #90d6d996
+# %% ../../nbs/zoo/generator.ipynb #252b8b6d
 import torch
 from fastcore.basics import patch
 
@@ -16,18 +16,18 @@ from ..lab.engine import freeze
 from ..lab.options import (Plan, SAMPLERS, Sampling, check_integer, choose_sampling,
                                   options_of)
 
-# %% ../../nbs/zoo/generator.ipynb #7bdfe2d7
+# %% ../../nbs/zoo/generator.ipynb #c53eb073
 def _structure(net):
     "All but numbers that decides what a network answers: modules, and what replaces their code."
     return [(k, type(m), vars(m).get('forward'), *m._forward_hooks, *m._forward_pre_hooks)
             for k, m in net.named_modules()]
 
-# %% ../../nbs/zoo/generator.ipynb #e67494b6
+# %% ../../nbs/zoo/generator.ipynb #d62b5f48
 def snapshot(net):
     "All that decides what a network answers, to compare with later."
     return _structure(net), {k: v.detach().clone() for k, v in net.state_dict().items()}
 
-# %% ../../nbs/zoo/generator.ipynb #0ff7e4f7
+# %% ../../nbs/zoo/generator.ipynb #467c53f6
 def unchanged(net, before):
     "Is the network what it was when `before`, its snapshot, was taken?"
     structure, tensors = before
@@ -35,7 +35,7 @@ def unchanged(net, before):
     same = lambda k: now[k].shape == tensors[k].shape and now[k].equal(tensors[k])
     return now.keys() == tensors.keys() and all(map(same, tensors)) and _structure(net) == structure
 
-# %% ../../nbs/zoo/generator.ipynb #68b978ef
+# %% ../../nbs/zoo/generator.ipynb #3399a124
 class Generator:
     "A trained model, ready for sampling: a network, a process, a space, and how it is sampled."
     keep_stages = False                       # does training keep the weights of its stages?
@@ -51,7 +51,8 @@ class Generator:
     ):
         self.device, self.plain = pick_device(device), plain
         self._net = net.to(self.device).eval()
-        self.process, self.space, self.sampling = process, space, sampling
+        self.process, self.space = process, space
+        self.sampling = sampling
         self.header, self.labels = header or {}, getattr(net, 'labels', {})
         self._frozen = self._before = None
 
@@ -68,7 +69,7 @@ class Generator:
         return (f"Generator('{name}', {parameters:,} parameters, "
                 f'{epochs_of(self.header)} epochs, on {self.device})')
 
-# %% ../../nbs/zoo/generator.ipynb #0eee7dfe
+# %% ../../nbs/zoo/generator.ipynb #5ecfde08
 def epochs_of(
     header # of a checkpoint, or the record of a run
 ) -> float: # a whole number, but where the clock ended an epoch
@@ -76,7 +77,7 @@ def epochs_of(
     own = header.get('epochs', len(header.get('history', [])))
     return own + header.get('start', {}).get('epochs', 0)
 
-# %% ../../nbs/zoo/generator.ipynb #18b55d11
+# %% ../../nbs/zoo/generator.ipynb #226b6f73
 @patch(as_prop=True)
 def net(self:Generator):
     "The network. Whoever has it can change it, so each later call looks whether it has changed."
@@ -85,7 +86,7 @@ def net(self:Generator):
         self._before = snapshot(self._net)
     return self._net
 
-# %% ../../nbs/zoo/generator.ipynb #2adf18dd
+# %% ../../nbs/zoo/generator.ipynb #4d757914
 @patch
 def network(self:Generator): # net(x, t, label)
     "What answers while sampling: a frozen copy of the network, where that is faster."
@@ -97,7 +98,7 @@ def network(self:Generator): # net(x, t, label)
         self._before = snapshot(self._net) if watch else None
     return self._frozen
 
-# %% ../../nbs/zoo/generator.ipynb #87ff2dc9
+# %% ../../nbs/zoo/generator.ipynb #2fd09b33
 @patch
 def plan(self:Generator,
     n=16, labels=None, seed=0, sampler=None, steps=None, **options # as for sample
@@ -113,7 +114,7 @@ def plan(self:Generator,
     steps = len(self.process.path(way.steps))
     return Plan(n, seed, labels, Sampling(way.sampler, steps, **way.options))
 
-# %% ../../nbs/zoo/generator.ipynb #bf2acc27
+# %% ../../nbs/zoo/generator.ipynb #63a74314
 @patch
 def _run(self:Generator, net, plan, first=0, index=slice(None)):
     "The steps of some of a plan's samples, as the sampler has them."
@@ -126,7 +127,7 @@ def _run(self:Generator, net, plan, first=0, index=slice(None)):
     process = self.process.limited(**limits)
     yield from SAMPLERS[way.sampler](net, process, x, way.steps, label, noise, **options)
 
-# %% ../../nbs/zoo/generator.ipynb #402131fa
+# %% ../../nbs/zoo/generator.ipynb #15025ce8
 @patch
 def stream(self:Generator,
     n=16, labels=None, seed=0, sampler=None, steps=None, # as for sample
@@ -141,7 +142,7 @@ def stream(self:Generator,
     if not decoded: return way
     return ((t, self.space.decode(x), self.space.decode(x0_hat)) for t, x, x0_hat in way)
 
-# %% ../../nbs/zoo/generator.ipynb #5d959022
+# %% ../../nbs/zoo/generator.ipynb #ea23fa67
 @patch
 def sample(self:Generator,
     n=16, # number of images
@@ -160,7 +161,8 @@ def sample(self:Generator,
     plan = self.plan(n, labels, seed, sampler, steps, **options)
     batch_size = check_integer('batch size', batch_size, 1)
     if self.device.type == 'cpu' and not self.plain: keep_memory()
-    net, out, starts = self.network(), [], range(0, plan.n, batch_size)
+    net, starts = self.network(), range(0, plan.n, batch_size)
+    out = []
     bar = tqdm(total=len(starts)*plan.sampling.steps, disable=not progress, unit='step',
                desc=f'{plan.n} images, {plan.sampling}')
     with bar:
@@ -169,7 +171,7 @@ def sample(self:Generator,
             out.append((self.space.decode(x) if decoded else x).cpu())
     return torch.cat(out)
 
-# %% ../../nbs/zoo/generator.ipynb #28773346
+# %% ../../nbs/zoo/generator.ipynb #7f6b213d
 @patch
 def preview(self:Generator,
     images=None # test images: of no use here

@@ -22,9 +22,9 @@ from ..unet import UNet
 from ..vae import ELBO, VAE, Autoencoder
 from .generator import Generator, epochs_of
 
-# %% ../../nbs/zoo/models.ipynb #8f2f475d
+# %% ../../nbs/zoo/models.ipynb #0f092535
 def import_chapters():
-    "Import every chapter, those in `beyond` too, for what it registers; but none that needs the zoo."
+    "Import every chapter, in `beyond` too, for what it registers; but none that needs the zoo."
     import mnistgen
     package = Path(mnistgen.__file__).parent
     folders = {'mnistgen': package, 'mnistgen.beyond': package/'beyond'}
@@ -34,7 +34,7 @@ def import_chapters():
             if source and 'mnistgen.zoo' not in source and '.zoo.' not in source:
                 importlib.import_module(f'{name}.{m.name}')
 
-# %% ../../nbs/zoo/models.ipynb #1433985a
+# %% ../../nbs/zoo/models.ipynb #0e30ef81
 import_chapters()
 
 # %% ../../nbs/zoo/models.ipynb #ebf08522
@@ -52,7 +52,7 @@ class Model:
     autoencoder: str|None = None              # the model in whose latents it works
     kind: type = Generator                    # what a trained network becomes
 
-# %% ../../nbs/zoo/models.ipynb #c6e82e92
+# %% ../../nbs/zoo/models.ipynb #c9abeecf
 MODELS = {}
 
 def add_model(*args, **kwargs): # as for Model
@@ -60,12 +60,12 @@ def add_model(*args, **kwargs): # as for Model
     model = Model(*args, **kwargs)
     MODELS[model.name] = model
 
-# %% ../../nbs/zoo/models.ipynb #1dbb2e91
+# %% ../../nbs/zoo/models.ipynb #224f985c
 V = dict(predict='v', times='logit-normal')
 FAST = dict(warmup=100, clip_grad=1.)
 MUON = dict(FAST, optimizer='muon')
 
-# %% ../../nbs/zoo/models.ipynb #f7f9b951
+# %% ../../nbs/zoo/models.ipynb #88915c8a
 add_model('ddpm', '01_ddpm',
     network=dict(channels=(32, 64, 96, 96), pad_to=32),
     sampling=Sampling('ddim', 100, eta=1.),
@@ -79,7 +79,7 @@ add_model('ddpm-fast', 'beyond/speedrun', space=Folded,
     sampling=Sampling('ddim', 50, eta=1., spacing=2/3, temperature=.98),
     recipes=dict(quick=Recipe(epochs=7, batch_size=128, lr=2e-3, process=V, **MUON)))
 
-# %% ../../nbs/zoo/models.ipynb #bacb612c
+# %% ../../nbs/zoo/models.ipynb #a50fd246
 add_model('vae', '03_vae', net=VAE, process=ELBO, kind=Autoencoder, sampling=None,
     network=dict(channels=(64, 128, 256)),
     recipes=dict(
@@ -90,7 +90,7 @@ add_model('vae-light', '03_vae', net=VAE, process=ELBO, kind=Autoencoder, sampli
     network=dict(channels=(64, 80), fold=2, middle=False, groups=16),
     recipes=dict(quick=Recipe(epochs=16, batch_size=64, lr=4e-3, process=dict(beta=1e-5), **MUON)))
 
-# %% ../../nbs/zoo/models.ipynb #52c9c013
+# %% ../../nbs/zoo/models.ipynb #8170951c
 add_model('ldm', '04_ldm', space=Latents, autoencoder='vae',
     network=dict(channels=(64, 128), in_channels=2, out_channels=2, pad_to=8),
     sampling=Sampling('ddim', 100, eta=1.),
@@ -105,7 +105,7 @@ add_model('ldm-fast', '04_ldm', net=MLP, space=Latents, autoencoder='vae',
     recipes=dict(quick=Recipe(epochs=200, batch_size=512, lr=2e-3, process=dict(V, clip=False),
                               **FAST)))
 
-# %% ../../nbs/zoo/models.ipynb #642624c7
+# %% ../../nbs/zoo/models.ipynb #8fd9eb19
 def find_model(name) -> Model:
     "The model of that name. ValueError, with those that there are, if it is not on the list."
     return check_choice('model', name, MODELS)
@@ -121,7 +121,7 @@ def weights_of(
     raise ValueError(f"the model '{model}' has no bundled weights in this installation "
                      f'({path.name} is missing): train it, or reinstall mnistgen')
 
-# %% ../../nbs/zoo/models.ipynb #5c87ad24
+# %% ../../nbs/zoo/models.ipynb #c6955676
 def autoencoder_of(
     name, # of a model
     autoencoder=None, # instead of its own: a name, or the path of a .safetensors file
@@ -141,7 +141,7 @@ def autoencoder_of(
     _check_autoencoder(path, header, name, learned)
     return path
 
-# %% ../../nbs/zoo/models.ipynb #4eecaddb
+# %% ../../nbs/zoo/models.ipynb #051cbd4c
 def _check_autoencoder(path, header, name, learned):
     "ValueError unless the file holds a finished autoencoder, and the one whose latents are known."
     kind = getattr(MODELS.get(header.get('model')), 'kind', None)
@@ -173,7 +173,7 @@ def assemble(
     out._shared = False                       # nobody else has this network
     return out
 
-# %% ../../nbs/zoo/models.ipynb #c87ac2fa
+# %% ../../nbs/zoo/models.ipynb #8cb1bc68
 def load(
     model, # a name such as 'ddpm', or the path of a .safetensors file that mnistgen train wrote
     device='auto', # 'auto', 'cpu', 'cuda', …
@@ -203,7 +203,7 @@ def _row(name, scores):
             'train_loss': h['train_loss'], 'eval_loss': h['eval_loss'], 'FD': s.get('FD'),
             'FD of real digits': s.get('floor'), 'samples judged': judged}
 
-# %% ../../nbs/zoo/models.ipynb #ac4b8ef2
+# %% ../../nbs/zoo/models.ipynb #a9fa0c25
 def models() -> Table: # a row for each: name, parameters, epochs, losses, FD beside real digits
     "What there is to load, and how good it is. FD is None if these weights were not measured."
     file = WEIGHTS/'scores.json'
