@@ -14,41 +14,68 @@ from fastcore.basics import patch
 from torch import nn
 
 from .ddpm import Noise
-from .lab.data import Pixels, crop, draw, normalize, reflect_pad
-from .lab.options import check_integer
+from .lab.data import Pixels, crop, draw, in_batches, normalize, reflect_pad
 from .lab.device import keep_memory, pick_device
 from .lab.engine import freeze
+from .lab.options import Plan, check_integer, check_number
 from .unet import Attention, Downsample, ResBlock, Upsample
+
+# %% ../nbs/03_vae.ipynb #c8a5ce86
+def _check_vae(channels, pad_to, fold, groups):
+    "ValueError, in one line, if no VAE can be built like this."
+    if any(k % groups for k in channels):
+        raise ValueError(f'channels {channels}: choose multiples of {groups}, '
+                         'the number of groups')
+    factor = fold*2**len(channels)
+    if pad_to % factor:
+        raise ValueError(f'pad_to {pad_to}: {len(channels)} halvings of blocks of {fold}×{fold} '
+                         f'pixels need a multiple of {factor}')
 
 # %% ../nbs/03_vae.ipynb #28617c90
 class VAE(nn.Module):
-    """A variational autoencoder (Kingma & Welling, 2014) of the blocks of the UNet (the report's section 3.2): images to a Gaussian over latents, and latents to images.
+    """A variational autoencoder (Kingma & Welling, 2014) of the UNet's blocks (the report's 3.2).
 
-    `vae(x, ε)` takes images x (B, 1, 28, 28), about [-1, 1], and noise ε like the latents, or None for their mode, and returns the reconstruction, and mean and log-variance of the latents."""
+    `vae(x, ε)` takes images x (B, 1, 28, 28), about [-1, 1], and noise ε like the latents, or None
+    for their mode. It returns the reconstruction, and mean and log-variance of the latents."""
     def __init__(self,
-        channels=(64, 128, 256), # of each level, each a multiple of groups; every level ends in a halving
+        channels=(64, 128, 256), # of each level, multiples of groups; every level ends in a halving
         latent_channels=2,
         pad_to=32, # side to which images are padded by reflection
         fold=1, # blocks of so many pixels squared become channels before the first convolution
-        middle=True, # two residual blocks with attention between them, at the smallest resolution, in each half
+        middle=True, # in each half, at the lowest resolution: residual block, attention, block
         groups=32 # of the group normalisations
     ):
         super().__init__()
-        channels, c, last = tuple(channels), channels[0], channels[-1]
-        if any(k % groups for k in channels): raise ValueError(f'channels {channels}: choose multiples of {groups}, the number of groups')
-        if pad_to % (fold*2**len(channels)): raise ValueError(f'pad_to {pad_to}: {len(channels)} halvings of blocks of {fold}×{fold} pixels need a multiple of {fold*2**len(channels)}')
-        self.config = dict(channels=channels, latent_channels=latent_channels, pad_to=pad_to, fold=fold, middle=bool(middle), groups=groups)
-        self.pad_to, self.fold, self.shape = pad_to, fold, (latent_channels, *[pad_to//fold//2**len(channels)]*2)
-        block, norm, conv = partial(ResBlock, groups=groups, eps=1e-6), partial(nn.GroupNorm, groups, eps=1e-6), partial(nn.Conv2d, kernel_size=3, padding=1)
-        center = lambda: [block(last, last), Attention(last, last, groups=groups, eps=1e-6), block(last, last)] if middle else []
-        down = [m for i, o in zip((c, *channels), channels) for m in (block(i, o), Downsample(o))]
-        up = [m for i, o in zip((last, *channels[::-1]), channels[::-1]) for m in (block(i, o), Upsample(o))]
-        self.encoder = nn.Sequential(conv(fold**2, c), *down, *center(), norm(last), nn.SiLU(), conv(last, 2*latent_channels))
-        self.decoder = nn.Sequential(conv(latent_channels, last), *center(), *up, norm(c), nn.SiLU(), conv(c, fold**2))
+        channels = tuple(channels)
+        _check_vae(channels, pad_to, fold, groups)
+        self.config = dict(channels=channels, latent_channels=latent_channels, pad_to=pad_to,
+                           fold=fold, middle=bool(middle), groups=groups)
+        self.pad_to, self.fold = pad_to, fold
+        side = pad_to//fold//2**len(channels)
+        self.shape = (latent_channels, side, side)                  # of the latents of an image
+
+        first, last = channels[0], channels[-1]
+        block = partial(ResBlock, groups=groups, eps=1e-6)
+        attend = partial(Attention, groups=groups, eps=1e-6)
+        norm = partial(nn.GroupNorm, groups, eps=1e-6)
+        conv = partial(nn.Conv2d, kernel_size=3, padding=1)
+        down = [m for i, o in zip((first, *channels), channels)
+                for m in (block(i, o), Downsample(o))]
+        up = [m for i, o in zip((last, *channels[::-1]), channels[::-1])
+              for m in (block(i, o), Upsample(o))]
+        def center():
+            return [block(last, last), attend(last, last), block(last, last)] if middle else []
+        self.encoder = nn.Sequential(
+            conv(fold**2, first), *down, *center(),
+            norm(last), nn.SiLU(), conv(last, 2*latent_channels))
+        self.decoder = nn.Sequential(
+            conv(latent_channels, last), *center(), *up,
+            norm(first), nn.SiLU(), conv(first, fold**2))
 
     def forward(self, x, ε=None):
         mean, logvar = self.encode(x)
-        return self.decode(mean if ε is None else mean + (logvar/2).exp()*ε), mean, logvar
+        z = mean if ε is None else mean + (logvar/2).exp()*ε
+        return self.decode(z), mean, logvar
 
 # %% ../nbs/03_vae.ipynb #31c52bb2
 @patch
@@ -57,93 +84,139 @@ def encode(self:VAE,
     encoder=None # instead of its own: a frozen copy of it
 ): # mean and log-variance of the latents, each (B, 2, 4, 4); the log-variance from -30 to 20
     "Where the latents of images are: the posterior q(z | x)."
-    if x.ndim != 4 or x.shape[1] != 1: raise ValueError(f'x must be images (B, 1, H, W), not {tuple(x.shape)}')
-    mean, logvar = (encoder or self.encoder)(F.pixel_unshuffle(reflect_pad(x, self.pad_to), self.fold)).float().chunk(2, 1)
-    return mean, logvar.clamp(-30, 20)                              # beyond, a posterior is a point or everywhere, and its exponential overflows
+    if x.ndim != 4 or x.shape[1] != 1:
+        raise ValueError(f'x must be images (B, 1, H, W), not {tuple(x.shape)}')
+    h = F.pixel_unshuffle(reflect_pad(x, self.pad_to), self.fold)
+    mean, logvar = (encoder or self.encoder)(h).float().chunk(2, 1)
+    return mean, logvar.clamp(-30, 20)                                # its exponential stays finite
 
+# %% ../nbs/03_vae.ipynb #be7fbca3
 @patch
 def decode(self:VAE,
     z, # latents (B, 2, 4, 4)
     decoder=None # instead of its own: a frozen copy of it
 ): # images (B, 1, 28, 28), about [-1, 1]
     "The image that latents stand for."
-    if z.shape[1:] != self.shape: raise ValueError(f'latents must be (B, {", ".join(map(str, self.shape))}), not {tuple(z.shape)}')
+    if z.shape[1:] != self.shape:
+        wanted = ', '.join(map(str, self.shape))
+        raise ValueError(f'latents must be (B, {wanted}), not {tuple(z.shape)}')
     return crop(F.pixel_shuffle((decoder or self.decoder)(z).float(), self.fold), 28, 28)
 
 # %% ../nbs/03_vae.ipynb #99756b6c
 def divergence(
     mean, logvar # of the posterior, any shape
 ): # the same shape: nats
-    "KL divergence of N(mean, exp(logvar)) from N(0, 1), number by number (Kingma & Welling, 2014, appendix B)."
+    "KL divergence of N(mean, exp(logvar)) from N(0, 1), for each number (Kingma & Welling, 2014)."
     return (mean**2 + logvar.exp() - 1 - logvar)/2
 
+# %% ../nbs/03_vae.ipynb #47221ef5
 class ELBO:
-    "What an autoencoder is trained for: a squared error, averaged over the pixels of an image, and β times the nats of its latents, summed; in place of a process."
+    "What an autoencoder is trained for, in place of a process: squared error + β · KL divergence."
     def __init__(self,
-        beta=1e-5, # weight of the nats
+        beta=1e-5, # weight of the KL divergence
         anneal=0. # share of the training in which the weight rises from 0 to beta
     ):
-        if not 0 <= beta < float('inf'): raise ValueError(f'beta {beta}: choose a number of at least 0')
-        if not 0 <= anneal <= 1: raise ValueError(f'anneal {anneal}: choose a share from 0 to 1')
+        check_number('beta', beta, 0)
+        check_number('anneal', anneal, 0, 1)
         self.config = dict(beta=beta, anneal=anneal)
-        self.beta, self.anneal, self.weight = beta, anneal, beta
+        self.beta, self.anneal = beta, anneal
+        self.weight = beta
 
-    def at(self, progress):
+    def set_progress(self, share):
         "Set the weight for a moment of the training, from 0 (its start) to 1."
-        self.weight = self.beta*min(1., progress/self.anneal) if self.anneal else self.beta
+        self.weight = self.beta*min(1., share/self.anneal) if self.anneal else self.beta
 
-    def terms(self,
-        net, # net(x, ε) -> reconstruction, mean, log-variance
-        batch, # (x (B, 1, 28, 28), labels or None)
-        generator=None # of the noise
-    ): # (B,) mean squared errors, (B,) nats
-        "The two parts of the loss, for each image."
-        x = batch[0]
-        ε = draw(torch.randn, (len(x), *getattr(net, 'module', net).shape), generator, x.device)
-        x_hat, mean, logvar = net(x, ε)
-        return (x_hat - x).square().mean((1, 2, 3)), divergence(mean, logvar).sum((1, 2, 3))
+# %% ../nbs/03_vae.ipynb #dcc80eb9
+@patch
+def terms(self:ELBO,
+    net, # net(x, ε) -> reconstruction, mean, log-variance
+    batch, # (x (B, 1, 28, 28), labels or None)
+    rng=None # of the noise
+): # (B,) mean squared errors, (B,) nats
+    "The two parts of the loss, for each image."
+    x, shape = batch[0], getattr(net, 'module', net).shape
+    ε = draw(torch.randn, (len(x), *shape), rng, x.device)
+    x_hat, mean, logvar = net(x, ε)
+    return (x_hat - x).square().mean((1, 2, 3)), divergence(mean, logvar).sum((1, 2, 3))
 
-    def loss(self, net, batch, generator=None): # a number
-        "The negative evidence lower bound, up to a factor and a constant: what the trainer minimises."
-        error, nats = self.terms(net, batch, generator)
-        return error.mean() + self.weight*nats.mean()
+# %% ../nbs/03_vae.ipynb #908109cd
+@patch
+def loss(self:ELBO, net, batch, rng=None): # a number
+    "The negative evidence lower bound, up to a factor and a constant: what the trainer minimises."
+    error, nats = self.terms(net, batch, rng)
+    return error.mean() + self.weight*nats.mean()
 
 # %% ../nbs/03_vae.ipynb #74780a59
 class Autoencoder:
-    "A trained VAE, ready for use: images to latents and back. Its network must not be changed afterwards."
-    labels, space = False, Pixels()
+    "A trained VAE, ready for use: images to latents and back. Its network must not be changed."
+    labels = {}                               # it can be told nothing
+    space = Pixels()                          # what it samples
+    keep_stages = True                        # training keeps the weights of its stages
+    measures = dict(scale=lambda self, pixels: self.measure_scale(pixels))
+
     def __init__(self,
         net, # a VAE
         header=None, # of the checkpoint
         device='cpu',
         plain=False # float32, and none of the engine's tricks
     ):
-        self.device, self.plain, self.header = pick_device(device), plain, header or {}
+        self.device, self.plain = pick_device(device), plain
+        self.header = header or {}
         self.net = net.to(self.device).eval()
         self._freeze()
 
-    def _freeze(self):
-        self.encoder, self.decoder = [m if self.plain else freeze(m) for m in (self.net.encoder, self.net.decoder)]
-        if self.device.type == 'cpu' and not self.plain: keep_memory()
+    @classmethod
+    def of(cls, net, process=None, space=None, sampling=None, header=None, device='cpu',
+           plain=False):
+        "As for every kind of model that can be loaded; process, space and sampling are its own."
+        return cls(net, header, device, plain)
 
-    def __getstate__(self): return {k: v for k, v in self.__dict__.items() if k not in ('encoder', 'decoder')}
-    def __setstate__(self, state): self.__dict__ |= state; self._freeze()        # a copy freezes its own
+    def __repr__(self):
+        parameters = sum(p.numel() for p in self.net.parameters())
+        name = self.header.get('model', '?')
+        return f"Autoencoder('{name}', {parameters:,} parameters, on {self.device})"
 
-    @property
-    def shape(self): return self.net.shape                           # of the latents of an image
+# %% ../nbs/03_vae.ipynb #4cc1f9e3
+@patch
+def _freeze(self:Autoencoder):
+    "Make the halves that answer: frozen copies of the network's, where that is faster."
+    halves = self.net.encoder, self.net.decoder
+    self.encoder, self.decoder = halves if self.plain else map(freeze, halves)
+    if self.device.type == 'cpu' and not self.plain: keep_memory()
 
-    @property
-    def scale(self): # a number
-        "What latents are to be multiplied by to have a standard deviation of 1 over the training set."
-        if 'scale' not in self.header: raise ValueError('these weights are of an unfinished training and have no scale yet: measure_scale() measures it')
-        return self.header['scale']
+# %% ../nbs/03_vae.ipynb #89f27105
+@patch
+def __getstate__(self:Autoencoder):
+    return {k: v for k, v in self.__dict__.items() if k not in ('encoder', 'decoder')}
 
-    def __repr__(self): return f"Autoencoder('{self.header.get('model', '?')}', {sum(p.numel() for p in self.net.parameters()):,} parameters, on {self.device})"
+# %% ../nbs/03_vae.ipynb #468a45a5
+@patch
+def __setstate__(self:Autoencoder, state):
+    self.__dict__ |= state
+    self._freeze()                                                   # a copy freezes its own
 
-    def _in_parts(self, f, x, batch_size):
-        "Apply f to some of x at a time; a tuple of tensors on the CPU."
-        with torch.no_grad(): parts = [f(a.to(self.device)) for a in x.split(check_integer('batch size', batch_size, 1))]
-        return tuple(torch.cat([p.cpu() for p in part]) for part in zip(*parts))
+# %% ../nbs/03_vae.ipynb #115641cb
+@patch(as_prop=True)
+def shape(self:Autoencoder): return self.net.shape                   # of the latents of an image
+
+# %% ../nbs/03_vae.ipynb #74c99b75
+@patch(as_prop=True)
+def scale(self:Autoencoder): # a number
+    "What brings latents to a standard deviation of 1 over the training set, as a factor."
+    if 'scale' in self.header: return self.header['scale']
+    raise ValueError('these weights are of an unfinished training and have no scale yet: '
+                     'measure_scale() measures it')
+
+# %% ../nbs/03_vae.ipynb #41404a2d
+def _to_input(images):
+    "Images as the network takes them, in [-1, 1]; ValueError, in one line, if they are none."
+    if not isinstance(images, torch.Tensor) or not len(images):
+        raise ValueError('images must be a tensor with at least one image')
+    if not images.is_floating_point(): return normalize
+    if images.ndim != 4 or images.shape[1:] != (1, 28, 28):
+        raise ValueError('images must be uint8 (n, 28, 28) or floats (n, 1, 28, 28) in [0, 1], '
+                         f'not {tuple(images.shape)}')
+    return lambda x: 2*x - 1
 
 # %% ../nbs/03_vae.ipynb #9bdea440
 @patch
@@ -152,50 +225,73 @@ def posterior(self:Autoencoder,
     batch_size=250
 ): # mean and log-variance, each (n, 2, 4, 4), on the CPU
     "The Gaussians that the encoder gives."
-    if not isinstance(images, torch.Tensor) or not len(images): raise ValueError('images must be a tensor with at least one image')
-    if images.is_floating_point() and (images.ndim != 4 or images.shape[1:] != (1, 28, 28)): raise ValueError(f'images must be uint8 (n, 28, 28) or floats (n, 1, 28, 28) in [0, 1], not {tuple(images.shape)}')
-    to = (lambda x: 2*x - 1) if images.is_floating_point() else normalize
-    return self._in_parts(lambda x: self.net.encode(to(x), self.encoder), images, batch_size)
+    to_input = _to_input(images)
+    encode = lambda x: self.net.encode(to_input(x), self.encoder)
+    return in_batches(encode, images, batch_size, self.device)
 
+# %% ../nbs/03_vae.ipynb #14ffbce0
 @patch
 def encode(self:Autoencoder, images, batch_size=250): # (n, 2, 4, 4), on the CPU
     "The latents of images as for `posterior`: its mode, without noise."
     return self.posterior(images, batch_size)[0]
 
+# %% ../nbs/03_vae.ipynb #a89e4a92
 @patch
 def decode(self:Autoencoder,
     z, # latents (n, 2, 4, 4)
     batch_size=250
 ): # images (n, 1, 28, 28) in [0, 1], on the CPU
     "The images that latents stand for."
-    return self._in_parts(lambda z: (Pixels.decode(self.net.decode(z, self.decoder)),), z, batch_size)[0]
+    decode = lambda z: self.space.decode(self.net.decode(z, self.decoder))
+    return in_batches(decode, z, batch_size, self.device)
 
+# %% ../nbs/03_vae.ipynb #41cf02a2
 @patch
-def reconstruct(self:Autoencoder, images, batch_size=250): # images (n, 1, 28, 28) in [0, 1], on the CPU
+def reconstruct(self:Autoencoder, images, batch_size=250): # (n, 1, 28, 28) in [0, 1], on the CPU
     "What is left of images (as for `posterior`) after encoding and decoding."
     return self.decode(self.encode(images, batch_size), batch_size)
 
+# %% ../nbs/03_vae.ipynb #c93c4878
 @patch
 def measure_scale(self:Autoencoder, images): # a number
-    "1 over the standard deviation of the latents of images (as for `posterior`), all dimensions together."
+    "1 over the standard deviation of the latents of images, all numbers together."
     return 1/self.encode(images).double().std().item()
+
+# %% ../nbs/03_vae.ipynb #25b40e73
+@patch
+def preview(self:Autoencoder,
+    images # uint8 (n, 28, 28), n at least 8
+): # (16, 1, 28, 28) in [0, 1]
+    "What is drawn at the stages of a training: eight images, and below them what is left of them."
+    return torch.cat([images[:8, None]/255, self.reconstruct(images[:8])])
 
 # %% ../nbs/03_vae.ipynb #b74ae54a
 @patch
-def plan(self:Autoencoder, n=16, seed=0, **others) -> dict:
+def plan(self:Autoencoder,
+    n=16, labels=None, seed=0, sampler=None, steps=None, **options # as for sample
+) -> Plan:
     "Check the arguments of `sample`."
+    others = dict(labels=labels, sampler=sampler, steps=steps) | options
     for k, v in others.items():
-        if v is not None: raise ValueError(f"the model '{self.header.get('model')}' is an autoencoder: it decodes noise in one step, leave {k} out")
-    return dict(n=check_integer('n', n, 1), seed=check_integer('seed', seed, 0), labels=None, sampler='prior', steps=1, kw={})
+        if v is None: continue
+        raise ValueError(f"the model '{self.header.get('model')}' is an autoencoder: it decodes "
+                         f'noise in one step, leave {k} out')
+    return Plan(check_integer('n', n, 1), check_integer('seed', seed, 0))
 
+# %% ../nbs/03_vae.ipynb #50527e25
 @patch
 def sample(self:Autoencoder,
     n=16, # number of images
+    labels=None, # what other models take: None
     seed=0, # with the index of a sample, it decides the sample
+    sampler=None, steps=None, # what other models take: None
     batch_size=250, # decoded at a time
     progress=False, # there is nothing to wait for
-    **others # what other models take: None
+    first=0, # index of the first sample
+    decoded=True, # False: the noise itself
+    **options # what other models take: None
 ) -> torch.Tensor: # float (n, 1, 28, 28) in [0, 1], on the CPU
-    "Decode standard normal noise: what the autoencoder takes for digits. ValueError, in one line, if the arguments make no sense."
-    p = self.plan(n, seed, **others)
-    return self.decode(Noise(p['seed'], p['n'])(torch.empty(p['n'], *self.shape)), batch_size)
+    "Decode standard normal noise. ValueError, in one line, if the arguments make no sense."
+    plan = self.plan(n, labels, seed, sampler, steps, **options)
+    z = Noise(plan.seed, plan.n, first)(torch.empty(plan.n, *self.shape))
+    return self.decode(z, batch_size) if decoded else z
