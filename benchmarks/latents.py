@@ -138,13 +138,13 @@ def learned(name, kind, epochs, seed):
 
 def failure(name, kind, epochs, n, seed):
     "Train with one thing wrong, draw in a hundred steps and in a thousand, judge."
-    from mnistgen.zoo.evaluation import the_judge
+    from mnistgen.zoo.evaluation import get_judge
     g, test, losses = learned(name, kind, epochs, seed)
     ways = {'DDIM-100': g.sampling, 'DDPM-1000': dict(sampler='ddpm', steps=1000)}
     def drawn_by(way):
         z = drawn_samples(g, n, **ways[way])
         return dict(way=ways[way], std=z.std().item(), **judged(g.space.decode(z), f'ldm-failure-{slug(name)}-{kind}-{slug(way)}.png'))
-    real = g.space.autoencoder.reconstruct(the_judge().test.pixels[the_judge().order('test')[:n]])
+    real = g.space.autoencoder.reconstruct(get_judge().test.pixels[get_judge().order('test')[:n]])
     return dict(scale=g.space.scale, **losses, std=test.std().item(), decoded=judged(real, f'ldm-failure-{slug(name)}-decoded.png'), drawn={way: drawn_by(way) for way in ways})
 
 def start(name, kind, epochs, n, seed, chunk=250):
