@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .options import check_integer
+from .options import check_integer, check_number
 
 # %% ../../nbs/lab/data.ipynb #01fcf39b
 def read_idx(
@@ -173,8 +173,9 @@ def make_rng(
 
 # %% ../../nbs/lab/data.ipynb #07c08e9e
 def check_labels(
-    labels, # None, one integer or a sequence of n
-    n # number of samples
+    labels, # None, one integer or a sequence whose length divides n
+    n, # number of samples
+    classes={'digit': 10}
 ): # (n,) int64, or None
     "Class labels for n samples. ValueError unless they are digits, and n of them."
     if labels is None: return None
@@ -182,6 +183,7 @@ def check_labels(
     except (TypeError, ValueError, RuntimeError): raise ValueError(f'labels {labels!r}: give one digit or a flat list of digits') from None
     if labels.is_floating_point() or labels.dtype == torch.bool or labels.ndim > 1: raise ValueError('labels: give one digit or a flat list of digits')
     if labels.ndim == 0: labels = labels.expand(n)
+    if len(labels) and n % len(labels) == 0: labels = labels.repeat(n//len(labels))
     if len(labels) != n: raise ValueError(f'{len(labels)} labels for {n} samples: give one, or {n}')
     if len(labels) and (labels.min() < 0 or labels.max() > 9): raise ValueError(f'labels {labels.tolist()[:10]}: choose digits from 0 to 9')
     return labels.long()
@@ -226,11 +228,13 @@ class Batches:
         labels=None, # (N,) int64, or None for an unconditional model
         batch_size=512, # the last, smaller batch of an epoch is left out; a new order brings its items elsewhere
         seed=0,
-        transform=lambda x: x # applied to a batch of x
+        transform=lambda x: x, # applied to a batch of x
+        drop=0. # share of labels that are left out, as -1
     ):
         batch_size = check_integer('batch size', batch_size, 1, len(x))
         if labels is not None and len(labels) != len(x): raise ValueError(f'{len(x)} items but {len(labels)} labels')
         self.x, self.labels, self.batch_size, self.seed, self.transform = x, labels, batch_size, seed, transform
+        self.drop = check_number('drop', drop, 0, 1)
 
     def __len__(self): return len(self.x) // self.batch_size
 
@@ -245,6 +249,10 @@ class Batches:
     def epoch(self, epoch, start=0, part=slice(None)):
         "Yield the batches `(x, labels or None)` of an epoch, from number `start` on; of each only `part`."
         order = self.order(epoch).to(self.x.device)
+        labels = self.labels
+        if labels is not None and self.drop:
+            left_out = torch.rand(labels.shape, generator=make_rng('drop', self.seed, index=epoch)) < self.drop
+            labels = labels.masked_fill(left_out.to(labels.device), -1)
         for i in range(start, len(self)):
             idx = order[i*self.batch_size:(i + 1)*self.batch_size][part]
-            yield self.transform(self.x[idx]), None if self.labels is None else self.labels[idx]
+            yield self.transform(self.x[idx]), None if labels is None else labels[idx]
