@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['JUDGES', 'NAMES', 'ALONE', 'Plain', 'Residual', 'jitter', 'Recognition', 'check_images', 'moments', 'frechet',
            'frechet_infinity', 'kid', 'prdc', 'nearest', 'novelty', 'chi2', 'border', 'features_of', 'load_judge',
-           'Seen', 'Judge', 'Scores', 'the_judge', 'evaluate', 'neighbours', 'show_confusion', 'plane', 'show_planes']
+           'Assessment', 'Judge', 'Scores', 'get_judge', 'evaluate', 'neighbours', 'show_confusion', 'plane',
+           'show_planes']
 
 # %% ../../nbs/zoo/evaluation.ipynb #a6bff705
 import functools, math
@@ -230,16 +231,16 @@ def load_judge(
 
 # %% ../../nbs/zoo/evaluation.ipynb #b228cd31
 @dataclass
-class Seen:
+class Assessment:
     "What the judges see in n images."
     pixels: torch.Tensor       # uint8 (n, 28, 28)
     features: torch.Tensor     # (n, 224)
     digits: torch.Tensor       # (n,) int64
     confidence: torch.Tensor   # (n,), probability of that digit
-    near: torch.Tensor         # (n,), distance to the nearest training image
-    like: torch.Tensor         # (n,), its index
+    nn_distance: torch.Tensor         # (n,), distance to the nearest training image
+    nn_index: torch.Tensor         # (n,), its index
 
-    def __getitem__(self, i): return Seen(*(getattr(self, f.name)[i] for f in fields(self)))
+    def __getitem__(self, i): return Assessment(*(getattr(self, f.name)[i] for f in fields(self)))
     def __len__(self): return len(self.pixels)
 
 class Judge:
@@ -251,15 +252,15 @@ class Judge:
         self.floors, self.frequencies, self.kept = {}, self.train.labels.bincount().double()/len(self.train), kept
 
     @torch.inference_mode()
-    def look(self,
+    def assess(self,
         images, # as check_images takes them
         near=None # (distances, indices) of the nearest training images, if known
-    ) -> Seen:
+    ) -> Assessment:
         "What there is to see in images."
         pixels = check_images(images)
         features = features_of(self.net, pixels, *self.scale)
         confidence, digits = torch.cat([self.reader(normalize(x)).softmax(1) for x in pixels.split(500)]).max(1)
-        return Seen(pixels, features, digits, confidence, *(nearest(pixels, self.train.pixels) if near is None else near))
+        return Assessment(pixels, features, digits, confidence, *(nearest(pixels, self.train.pixels) if near is None else near))
 
     def order(self, split): return torch.randperm(len(getattr(self, split)), generator=make_rng('judge', split))[:10_000]
 
@@ -268,14 +269,14 @@ class Judge:
         "What the judges see in real images."
         pick = {k: self.order(k) for k in ('train', 'test')}
         near = dict(train=(torch.zeros(10_000), pick['train']), test=(self.kept['test.near'][pick['test']], self.kept['test.like'][pick['test']]))
-        seen = {k: self.look(getattr(self, k).pixels[i], near[k]) for k, i in pick.items()}
+        seen = {k: self.assess(getattr(self, k).pixels[i], near[k]) for k, i in pick.items()}
         self.moments['test'] = moments(seen['test'].features)
         return seen
 
 # %% ../../nbs/zoo/evaluation.ipynb #63c455f2
 @patch
 def compare(self:Judge,
-    seen, # Seen
+    seen, # Assessment
     split # 'train' or 'test'
 ) -> dict:
     "The distances between a set and the real images of a split."
@@ -287,12 +288,12 @@ def compare(self:Judge,
 
 @patch
 def alone(self:Judge,
-    seen, # Seen
+    seen, # Assessment
     labels=None # (n,), the digits that were asked for
 ) -> dict:
     "The numbers that need no distance in features."
     held_out = self.real['test'][5000:]                              # the other half is for the floor
-    out = dict(novelty=novelty(seen.near, held_out.near, seen.digits, held_out.digits), chi2=chi2(seen.digits, self.frequencies), confident=(seen.confidence >= .9).float().mean().item(), border=border(seen.pixels))
+    out = dict(novelty=novelty(seen.nn_distance, held_out.nn_distance, seen.digits, held_out.digits), chi2=chi2(seen.digits, self.frequencies), confident=(seen.confidence >= .9).float().mean().item(), border=border(seen.pixels))
     if labels is None: return out
     right = seen.digits == labels
     return out | dict(accuracy=right.float().mean().item(), confusion=torch.zeros(10, 10, dtype=torch.int64).index_put_((labels, seen.digits), torch.tensor(1), accumulate=True).tolist())
@@ -324,13 +325,13 @@ class Scores(dict):
     def _repr_markdown_(self): return self.table()._repr_markdown_()
 
 @functools.cache
-def the_judge() -> Judge:
+def get_judge() -> Judge:
     "One judge for the whole process: it remembers what it saw in real images."
     return Judge()
 
 @patch
 def score(self:Judge,
-    seen, # Seen
+    seen, # Assessment
     labels=None # (n,) int64, the digits that were asked for
 ) -> Scores:
     "All numbers of a set, beside its floor."
@@ -344,16 +345,16 @@ def evaluate(
     pixels = check_images(images)
     labels = check_labels(labels, len(pixels))
     if labels is not None: labels = labels.cpu()
-    return the_judge().score(the_judge().look(pixels), labels)
+    return get_judge().score(get_judge().assess(pixels), labels)
 
 # %% ../../nbs/zoo/evaluation.ipynb #351817f2
 def neighbours(
-    seen, # Seen
+    seen, # Assessment
     n=16 # images in a row
 ) -> torch.Tensor: # uint8 (4n, 28, 28), or fewer if there are fewer samples
     "Four rows: the samples nearest to a training image, those training images, the first samples, and theirs."
-    train, close = the_judge().train.pixels, seen.near.argsort(stable=True)[:n]
-    return torch.cat([x for i in (close, slice(n)) for x in (seen.pixels[i], train[seen.like[i]])])
+    train, close = get_judge().train.pixels, seen.nn_distance.argsort(stable=True)[:n]
+    return torch.cat([x for i in (close, slice(n)) for x in (seen.pixels[i], train[seen.nn_index[i]])])
 
 # %% ../../nbs/zoo/evaluation.ipynb #20f5d388
 def show_confusion(
@@ -388,8 +389,8 @@ def plane(
     return np.split(z, np.cumsum([len(s) for s in sets])[:-1])
 
 def show_planes(
-    real, labels, # Seen, and the digits they are
-    made, # Seen
+    real, labels, # Assessment, and the digits they are
+    made, # Assessment
     title=''
 ): # the figure
     "Real and generated digits in the plane: by pixels above, by features below; all on the left, the classes on the right."
