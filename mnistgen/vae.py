@@ -20,7 +20,7 @@ from .lab.engine import freeze
 from .lab.options import Plan, check_integer, check_number
 from .unet import Attention, Downsample, ResBlock, Upsample
 
-# %% ../nbs/03_vae.ipynb #efde8358
+# %% ../nbs/03_vae.ipynb #c8a5ce86
 def _check_vae(channels, pad_to, fold, groups):
     "ValueError, in one line, if no VAE can be built like this."
     if any(k % groups for k in channels):
@@ -33,10 +33,7 @@ def _check_vae(channels, pad_to, fold, groups):
 
 # %% ../nbs/03_vae.ipynb #28617c90
 class VAE(nn.Module):
-    """A variational autoencoder (Kingma & Welling, 2014) of the UNet's blocks (the report's 3.2).
-
-    `vae(x, ε)` takes images x (B, 1, 28, 28), about [-1, 1], and noise ε like the latents, or None
-    for their mode. It returns the reconstruction, and mean and log-variance of the latents."""
+    "A variational autoencoder (Kingma & Welling, 2014) of the UNet's blocks (the report's 3.2)."
     def __init__(self,
         channels=(64, 128, 256), # of each level, multiples of groups; every level ends in a halving
         latent_channels=2,
@@ -72,11 +69,6 @@ class VAE(nn.Module):
             conv(latent_channels, last), *center(), *up,
             norm(first), nn.SiLU(), conv(first, fold**2))
 
-    def forward(self, x, ε=None):
-        mean, logvar = self.encode(x)
-        z = mean if ε is None else mean + (logvar/2).exp()*ε
-        return self.decode(z), mean, logvar
-
 # %% ../nbs/03_vae.ipynb #31c52bb2
 @patch
 def encode(self:VAE,
@@ -90,7 +82,7 @@ def encode(self:VAE,
     mean, logvar = (encoder or self.encoder)(h).float().chunk(2, 1)
     return mean, logvar.clamp(-30, 20)                                # its exponential stays finite
 
-# %% ../nbs/03_vae.ipynb #456a0c00
+# %% ../nbs/03_vae.ipynb #be7fbca3
 @patch
 def decode(self:VAE,
     z, # latents (B, 2, 4, 4)
@@ -102,6 +94,17 @@ def decode(self:VAE,
         raise ValueError(f'latents must be (B, {wanted}), not {tuple(z.shape)}')
     return crop(F.pixel_shuffle((decoder or self.decoder)(z).float(), self.fold), 28, 28)
 
+# %% ../nbs/03_vae.ipynb #4acad87d
+@patch
+def forward(self:VAE,
+    x, # images (B, 1, 28, 28), about [-1, 1]
+    ε=None # noise like the latents; None: their mode is decoded
+): # the reconstruction, and mean and log-variance of the latents
+    "There and back: what training does."
+    mean, logvar = self.encode(x)
+    z = mean if ε is None else mean + (logvar/2).exp()*ε
+    return self.decode(z), mean, logvar
+
 # %% ../nbs/03_vae.ipynb #99756b6c
 def divergence(
     mean, logvar # of the posterior, any shape
@@ -109,7 +112,7 @@ def divergence(
     "KL divergence of N(mean, exp(logvar)) from N(0, 1), for each number (Kingma & Welling, 2014)."
     return (mean**2 + logvar.exp() - 1 - logvar)/2
 
-# %% ../nbs/03_vae.ipynb #34a011b4
+# %% ../nbs/03_vae.ipynb #47221ef5
 class ELBO:
     "What an autoencoder is trained for, in place of a process: squared error + β · KL divergence."
     def __init__(self,
@@ -126,7 +129,7 @@ class ELBO:
         "Set the weight for a moment of the training, from 0 (its start) to 1."
         self.weight = self.beta*min(1., share/self.anneal) if self.anneal else self.beta
 
-# %% ../nbs/03_vae.ipynb #d7a591e7
+# %% ../nbs/03_vae.ipynb #dcc80eb9
 @patch
 def terms(self:ELBO,
     net, # net(x, ε) -> reconstruction, mean, log-variance
@@ -139,7 +142,7 @@ def terms(self:ELBO,
     x_hat, mean, logvar = net(x, ε)
     return (x_hat - x).square().mean((1, 2, 3)), divergence(mean, logvar).sum((1, 2, 3))
 
-# %% ../nbs/03_vae.ipynb #fc2a6a76
+# %% ../nbs/03_vae.ipynb #908109cd
 @patch
 def loss(self:ELBO, net, batch, rng=None): # a number
     "The negative evidence lower bound, up to a factor and a constant: what the trainer minimises."
@@ -176,7 +179,7 @@ class Autoencoder:
         name = self.header.get('model', '?')
         return f"Autoencoder('{name}', {parameters:,} parameters, on {self.device})"
 
-# %% ../nbs/03_vae.ipynb #293d9cc2
+# %% ../nbs/03_vae.ipynb #4cc1f9e3
 @patch
 def _freeze(self:Autoencoder):
     "Make the halves that answer: frozen copies of the network's, where that is faster."
@@ -184,22 +187,22 @@ def _freeze(self:Autoencoder):
     self.encoder, self.decoder = halves if self.plain else map(freeze, halves)
     if self.device.type == 'cpu' and not self.plain: keep_memory()
 
-# %% ../nbs/03_vae.ipynb #e85c49c2
+# %% ../nbs/03_vae.ipynb #89f27105
 @patch
 def __getstate__(self:Autoencoder):
     return {k: v for k, v in self.__dict__.items() if k not in ('encoder', 'decoder')}
 
-# %% ../nbs/03_vae.ipynb #3b8ae1bf
+# %% ../nbs/03_vae.ipynb #468a45a5
 @patch
 def __setstate__(self:Autoencoder, state):
     self.__dict__ |= state
     self._freeze()                                                   # a copy freezes its own
 
-# %% ../nbs/03_vae.ipynb #a3d9e91f
+# %% ../nbs/03_vae.ipynb #115641cb
 @patch(as_prop=True)
 def shape(self:Autoencoder): return self.net.shape                   # of the latents of an image
 
-# %% ../nbs/03_vae.ipynb #638e5d65
+# %% ../nbs/03_vae.ipynb #74c99b75
 @patch(as_prop=True)
 def scale(self:Autoencoder): # a number
     "What brings latents to a standard deviation of 1 over the training set, as a factor."
@@ -207,7 +210,7 @@ def scale(self:Autoencoder): # a number
     raise ValueError('these weights are of an unfinished training and have no scale yet: '
                      'measure_scale() measures it')
 
-# %% ../nbs/03_vae.ipynb #618076f8
+# %% ../nbs/03_vae.ipynb #41404a2d
 def _to_input(images):
     "Images as the network takes them, in [-1, 1]; ValueError, in one line, if they are none."
     if not isinstance(images, torch.Tensor) or not len(images):
@@ -229,13 +232,13 @@ def posterior(self:Autoencoder,
     encode = lambda x: self.net.encode(to_input(x), self.encoder)
     return in_batches(encode, images, batch_size, self.device)
 
-# %% ../nbs/03_vae.ipynb #da14269d
+# %% ../nbs/03_vae.ipynb #14ffbce0
 @patch
 def encode(self:Autoencoder, images, batch_size=250): # (n, 2, 4, 4), on the CPU
     "The latents of images as for `posterior`: its mode, without noise."
     return self.posterior(images, batch_size)[0]
 
-# %% ../nbs/03_vae.ipynb #d770e610
+# %% ../nbs/03_vae.ipynb #a89e4a92
 @patch
 def decode(self:Autoencoder,
     z, # latents (n, 2, 4, 4)
@@ -245,19 +248,19 @@ def decode(self:Autoencoder,
     decode = lambda z: self.space.decode(self.net.decode(z, self.decoder))
     return in_batches(decode, z, batch_size, self.device)
 
-# %% ../nbs/03_vae.ipynb #ae34a234
+# %% ../nbs/03_vae.ipynb #41cf02a2
 @patch
 def reconstruct(self:Autoencoder, images, batch_size=250): # (n, 1, 28, 28) in [0, 1], on the CPU
     "What is left of images (as for `posterior`) after encoding and decoding."
     return self.decode(self.encode(images, batch_size), batch_size)
 
-# %% ../nbs/03_vae.ipynb #4154b241
+# %% ../nbs/03_vae.ipynb #c93c4878
 @patch
 def measure_scale(self:Autoencoder, images): # a number
     "1 over the standard deviation of the latents of images, all numbers together."
     return 1/self.encode(images).double().std().item()
 
-# %% ../nbs/03_vae.ipynb #bc007ba3
+# %% ../nbs/03_vae.ipynb #25b40e73
 @patch
 def preview(self:Autoencoder,
     images # uint8 (n, 28, 28), n at least 8
@@ -278,7 +281,7 @@ def plan(self:Autoencoder,
                          f'noise in one step, leave {k} out')
     return Plan(check_integer('n', n, 1), check_integer('seed', seed, 0))
 
-# %% ../nbs/03_vae.ipynb #3e0d6b98
+# %% ../nbs/03_vae.ipynb #50527e25
 @patch
 def sample(self:Autoencoder,
     n=16, # number of images
