@@ -20,7 +20,7 @@ except ImportError: fcntl = None                                    # not on Win
 from .data import Batches, Part, make_rng
 from .options import check_integer
 from .device import can_compile, device_info, half_dtype, keep_memory, pick_device
-from .engine import quicken
+from .engine import use_fast_kernels
 from .kernels import why_plain
 from .muon import make_optimizer
 from .store import check_writable, load_checkpoint, read_header, save_checkpoint, versions, write_atomically
@@ -153,7 +153,7 @@ def _quicken(self:Trainer):
     "What makes training fast on this device, or a line that says why it is not to be had."
     if self.device.type == 'cpu':
         keep_memory()
-        if quicken(self.net): self.engine = 'kernels'
+        if use_fast_kernels(self.net): self.engine = 'kernels'
         elif self.rank == 0: print(f'{why_plain()}: training takes the slower, plain way', file=sys.stderr)
     elif self.device.type == 'cuda':
         self.net = self.net.to(memory_format=torch.channels_last)
