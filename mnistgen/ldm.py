@@ -36,7 +36,7 @@ class Latents:
     def __deepcopy__(self, memo): return Latents(self.autoencoder, self.scale)
     def __repr__(self): return f'Latents({self.autoencoder}, scale={self.scale:.4g})'
 
-# %% ../nbs/04_ldm.ipynb #b700d731
+# %% ../nbs/04_ldm.ipynb #b6ab519b
 @patch
 def encode(self:Latents,
     pixels # uint8 (n, 28, 28)
@@ -44,7 +44,7 @@ def encode(self:Latents,
     "The scaled mode of the latents of images."
     return self.scale*self.autoencoder.encode(pixels)
 
-# %% ../nbs/04_ldm.ipynb #8e107f0a
+# %% ../nbs/04_ldm.ipynb #e5b1467d
 @patch
 def decode(self:Latents,
     z # (n, 2, 4, 4)
@@ -52,14 +52,14 @@ def decode(self:Latents,
     "The pictures that latents stand for."
     return self.autoencoder.decode(z/self.scale)
 
-# %% ../nbs/04_ldm.ipynb #c13676d2
+# %% ../nbs/04_ldm.ipynb #ee288aa5
 def stored_latents(
     name # of an autoencoder
 ): # the path of its file of latents, which need not be there
     "Where the latents of the bundled data by a bundled autoencoder are."
     return WEIGHTS/f'latents-{name}.safetensors'
 
-# %% ../nbs/04_ldm.ipynb #c98dae9e
+# %% ../nbs/04_ldm.ipynb #4760ea43
 def _stored_modes(autoencoder, images):
     "The stored modes of the latents of `images`; None if they are of another set or autoencoder."
     path = stored_latents(autoencoder.header.get('model'))
@@ -69,7 +69,7 @@ def _stored_modes(autoencoder, images):
     if header['images'].get(images.split) != checksum(dict(pixels=images.pixels)): return None
     return load_checkpoint(path)[0][images.split].float()
 
-# %% ../nbs/04_ldm.ipynb #ef95868f
+# %% ../nbs/04_ldm.ipynb #dc617875
 @patch
 def encode_data(self:Latents,
     images, # Images, a whole split
@@ -121,7 +121,7 @@ class MLP(nn.Module):
         if not isinstance(t, torch.Tensor) or t.shape != (len(x),):
             raise ValueError(f't must be a tensor of shape ({len(x)},), a time for each of x')
 
-# %% ../nbs/04_ldm.ipynb #f66ffeff
+# %% ../nbs/04_ldm.ipynb #7bb8f514
 @patch
 def condition(self:MLP,
     x, t, label # as for forward
@@ -130,7 +130,7 @@ def condition(self:MLP,
     if label is not None: raise ValueError('this network is unconditional: it takes no labels')
     return x, self.time(t)
 
-# %% ../nbs/04_ldm.ipynb #027c0832
+# %% ../nbs/04_ldm.ipynb #5b4bd8d9
 @patch
 def forward(self:MLP,
     x, # noisy latents (B, *shape), float
