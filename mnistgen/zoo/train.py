@@ -77,8 +77,9 @@ def batches_for(
         images = load_images(split=split)
         pixels = images.pixels[:limit]
         labels = images.labels[:limit] if getattr(net, 'labels', {}) else None
-        latent = isinstance(space, Latents)
-        x, transform = (space.encode(pixels), lambda z: z) if latent else (pixels, space.encode)
+        x, transform = pixels, space.encode
+        if isinstance(space, Latents):                               # stored, or encoded once
+            x, transform = space.encode_data(images, limit), lambda z: z
         size = recipe.batch_size if split == 'train' else min(250, len(pixels))
         if labels is not None: labels = labels.to(device)
         out.append(Batches(x.to(device), labels, size, recipe.seed, transform, drop=drop))
