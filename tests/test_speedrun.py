@@ -8,7 +8,7 @@ top = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(top/'benchmarks'))
 
 # The first step of `tutorial` ends after 5 s of work here, nearly all of it imports: half a minute
-# leaves a processor room to be six times slower. A fifth of a minute was too short on a busy one.
+# leaves a processor room to be six times slower. Of .2 minutes one step was left on a busy one.
 MINUTES = .5
 NAME = f'speedrun-{MINUTES:g}'
 
