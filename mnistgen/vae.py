@@ -33,10 +33,7 @@ def _check_vae(channels, pad_to, fold, groups):
 
 # %% ../nbs/03_vae.ipynb #28617c90
 class VAE(nn.Module):
-    """A variational autoencoder (Kingma & Welling, 2014) of the UNet's blocks (the report's 3.2).
-
-    `vae(x, ε)` takes images x (B, 1, 28, 28), about [-1, 1], and noise ε like the latents, or None
-    for their mode. It returns the reconstruction, and mean and log-variance of the latents."""
+    "A variational autoencoder (Kingma & Welling, 2014) of the UNet's blocks (the report's 3.2)."
     def __init__(self,
         channels=(64, 128, 256), # of each level, multiples of groups; every level ends in a halving
         latent_channels=2,
@@ -72,11 +69,6 @@ class VAE(nn.Module):
             conv(latent_channels, last), *center(), *up,
             norm(first), nn.SiLU(), conv(first, fold**2))
 
-    def forward(self, x, ε=None):
-        mean, logvar = self.encode(x)
-        z = mean if ε is None else mean + (logvar/2).exp()*ε
-        return self.decode(z), mean, logvar
-
 # %% ../nbs/03_vae.ipynb #31c52bb2
 @patch
 def encode(self:VAE,
@@ -101,6 +93,17 @@ def decode(self:VAE,
         wanted = ', '.join(map(str, self.shape))
         raise ValueError(f'latents must be (B, {wanted}), not {tuple(z.shape)}')
     return crop(F.pixel_shuffle((decoder or self.decoder)(z).float(), self.fold), 28, 28)
+
+# %% ../nbs/03_vae.ipynb #4acad87d
+@patch
+def forward(self:VAE,
+    x, # images (B, 1, 28, 28), about [-1, 1]
+    ε=None # noise like the latents; None: their mode is decoded
+): # the reconstruction, and mean and log-variance of the latents
+    "There and back: what training does."
+    mean, logvar = self.encode(x)
+    z = mean if ε is None else mean + (logvar/2).exp()*ε
+    return self.decode(z), mean, logvar
 
 # %% ../nbs/03_vae.ipynb #99756b6c
 def divergence(

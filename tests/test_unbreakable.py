@@ -4,7 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 import pytest, torch
 from safetensors.torch import save_file
-from mnistgen.lab import training
+from mnistgen.lab import store
 from mnistgen.zoo.cli import main
 from mnistgen.lab.store import FORMAT, load_checkpoint, save_checkpoint
 
@@ -18,7 +18,8 @@ from pathlib import Path
 from types import SimpleNamespace
 import safetensors.torch, torch
 from mnistgen.ddpm import DDPM
-from mnistgen.zoo import cli, models as zoo
+from mnistgen.zoo import cli
+from mnistgen.zoo.generator import Generator
 from mnistgen.lab.training import Trainer
 
 def at(f, owner, name, nth=1, of='', after=False):
@@ -50,7 +51,7 @@ def wait(*_): print('waiting', flush=True); sys.stdin.readline()
 def save_often(): Trainer.fit = lambda self, resume, fit=Trainer.fit: fit(self, resume, save_every=0.)
 
 Trainer.train_step = lambda self, batch, step=Trainer.train_step: (print('step', self.step, float(batch[0].double().sum()), flush=True), step(self, batch))[1]
-zoo.Generator.sample = lambda self, n, steps, seed, sample=zoo.Generator.sample: sample(self, n, steps=2, seed=seed)     # stages shall not take long
+Generator.preview = lambda self, images=None: self.sample(16, steps=2)           # stages shall not take long
 '''
 # A process that has everything imported, and forks for each line of its input: to start anew would take longer than to train.
 SERVER = '''
@@ -235,7 +236,7 @@ def again(path, tensors=None, format=FORMAT, **changes):
     "Write a checkpoint anew, with something changed."
     was, header = load_checkpoint(path)
     with pytest.MonkeyPatch.context() as m:
-        m.setattr(training, 'FORMAT', format)
+        m.setattr(store, 'FORMAT', format)
         save_checkpoint(path, {k: (tensors or (lambda v: v))(v) for k, v in was.items()}, header | changes)
 
 SPOILED = {                                                                        # what is done to a file, and what is said of it

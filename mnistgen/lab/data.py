@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BUNDLED', 'MD5', 'TORCHVISION', 'read_idx', 'Images', 'load_images', 'normalize', 'denormalize', 'to_uint8', 'Pixels',
-           'Folded', 'reflect_pad', 'crop', 'make_rng', 'check_labels', 'Part', 'draw', 'in_batches', 'Batches']
+           'Folded', 'reflect_pad', 'crop', 'make_rng', 'check_labels', 'ShardedRNG', 'draw', 'in_batches', 'Batches']
 
 # %% ../../nbs/lab/data.ipynb #5c964745
 import gzip, hashlib, operator, os, struct, zlib
@@ -190,7 +190,7 @@ def check_labels(
 
 # %% ../../nbs/lab/data.ipynb #1735aa2c
 @dataclass
-class Part:
+class ShardedRNG:
     "The generator of a batch of `total` items, for a process that holds those from number `start` on."
     generator: torch.Generator
     start: int
@@ -203,7 +203,7 @@ def draw(
     device='cpu'
 ) -> torch.Tensor:
     "Random numbers for the items of a batch. All randomness of a loss goes through here, so that it does not depend on the number of processes."
-    if not isinstance(generator, Part): return random(shape, generator=generator, device=device)
+    if not isinstance(generator, ShardedRNG): return random(shape, generator=generator, device=device)
     drawn = random((generator.total, *shape[1:]), generator=generator.generator, device=device)
     return drawn[generator.start:generator.start + shape[0]]
 

@@ -17,50 +17,62 @@ from fastcore.basics import patch
 try: import fcntl
 except ImportError: fcntl = None                                    # not on Windows
 
-from .data import Batches, Part, make_rng
-from .options import check_integer
+from .data import Batches, ShardedRNG, make_rng
 from .device import can_compile, device_info, half_dtype, keep_memory, pick_device
 from .engine import use_fast_kernels
 from .kernels import why_plain
 from .muon import make_optimizer
-from .store import check_writable, load_checkpoint, read_header, save_checkpoint, versions, write_atomically
+from .options import check_choice, check_integer, check_number
+from .store import (check_writable, load_checkpoint, read_header, save_checkpoint,
+                                versions, write_atomically)
 
 # %% ../../nbs/lab/training.ipynb #ad65328a
 @dataclass
 class Recipe:
     "The settings of a training run; the defaults are the report's for the pixel models (Table 2)."
     epochs: int = 100
-    minutes: float|None = None   # of training, after which it ends if the epochs have not; the learning rate then follows the clock
+    minutes: float|None = None                # of training: ends it by the clock, if not before
     batch_size: int = 512
     lr: float = 1e-3
-    lr_min: float = 1e-6         # where the cosine ends
-    warmup: int = 0              # steps of linear increase before it
+    lr_min: float = 1e-6                      # where the cosine ends
+    warmup: int = 0                           # steps of linear increase before it
     weight_decay: float = 1e-4
-    optimizer: str = 'adamw'     # or 'muon'
-    ema: float = .995            # decay of the averaged weights, by step
-    clip_grad: float|None = None # largest norm of the gradient
+    optimizer: str = 'adamw'                  # or 'muon'
+    ema: float = .995                         # decay of the averaged weights, by step
+    clip_grad: float|None = None              # largest norm of the gradient
     seed: int = 0
-    process: dict = field(default_factory=dict)   # arguments of the process, such as what is predicted
-    drop_labels: float = .1      # share of labels left out, for networks that take labels
-    stages: tuple|None = None    # epochs after which samples are drawn; None: the first, a tenth, a half, the last
+    process: dict = field(default_factory=dict)    # its arguments, such as what is predicted
+    drop_labels: float = .1                   # share left out, for networks that take labels
+    stages: tuple|None = None                 # epochs with pictures; None: first, tenth, half, last
 
     def __post_init__(self):
-        for k, least in (('epochs', 1), ('batch_size', 1), ('warmup', 0), ('seed', 0)): setattr(self, k, check_integer(k.replace('_', ' '), getattr(self, k), least))
-        if not 0 < self.lr or not 0 <= self.lr_min <= self.lr: raise ValueError(f'learning rate {self.lr} down to {self.lr_min}: choose a positive number, and one not above it')
-        if not 0 <= self.ema < 1: raise ValueError(f'ema {self.ema}: choose a decay of at least 0 and less than 1')
-        if self.clip_grad is not None and not self.clip_grad > 0: raise ValueError(f'clip_grad {self.clip_grad}: choose a positive number, or None')
-        if self.optimizer not in ('adamw', 'muon'): raise ValueError(f"optimizer '{self.optimizer}': choose adamw or muon")
-        if self.minutes is not None and not self.minutes > 0: raise ValueError(f'minutes {self.minutes}: choose a positive number, or None')
-        if self.stages is None: self.stages = [] if self.minutes else sorted({1, math.ceil(self.epochs/10), math.ceil(self.epochs/2), self.epochs})
+        for k, least in dict(epochs=1, batch_size=1, warmup=0, seed=0).items():
+            setattr(self, k, check_integer(k.replace('_', ' '), getattr(self, k), least))
+        self.lr = check_number('lr', self.lr, positive=True)
+        self.lr_min = check_number('lr_min', self.lr_min, 0, self.lr)
+        self.weight_decay = check_number('weight_decay', self.weight_decay, 0)
+        self.drop_labels = check_number('drop_labels', self.drop_labels, 0, 1)
+        self.ema = check_number('ema', self.ema, 0)
+        if not self.ema < 1: raise ValueError(f'ema {self.ema}: choose a decay of less than 1')
+        for k in ('minutes', 'clip_grad'):
+            if getattr(self, k) is None: continue
+            setattr(self, k, check_number(k, getattr(self, k), positive=True))
+        check_choice('optimizer', self.optimizer, ['adamw', 'muon'])
+        if self.stages is None: self.stages = self._usual_stages()
         self.stages = tuple(check_integer('stage', e, 1, self.epochs) for e in self.stages)
 
-    def lr_at(self, 
+    def _usual_stages(self):
+        if self.minutes: return []
+        return sorted({1, math.ceil(self.epochs/10), math.ceil(self.epochs/2), self.epochs})
+
+    def lr_at(self,
         step, # from 0
         total # steps of the whole run
     ) -> float:
-        "Learning rate of a step: linear warm-up, then a cosine down to `lr_min` (Loshchilov & Hutter, 2017)."
+        "Learning rate: linear warm-up, then a cosine to `lr_min` (Loshchilov & Hutter, 2017)."
         if step < self.warmup: return self.lr*(step + 1)/self.warmup
-        return self.lr_min + (self.lr - self.lr_min)*(1 + math.cos(math.pi*(step - self.warmup)/max(1, total - self.warmup)))/2
+        done = (step - self.warmup)/max(1, total - self.warmup)
+        return self.lr_min + (self.lr - self.lr_min)*(1 + math.cos(math.pi*done))/2
 
 # %% ../../nbs/lab/training.ipynb #2391174d
 @torch.no_grad()
@@ -81,84 +93,122 @@ class Task:
     process: object                           # has loss(net, batch, rng), random by lab.data.draw
     train: Batches
     test: Batches
-    preview: object = None                    # preview(net) -> images in [0, 1]: drawn at stages
+    preview: object = None                    # preview(net) -> images in [0, 1], drawn at stages
     header: dict = field(default_factory=dict)     # what else the checkpoint says, JSON-ready
-    measures: dict = field(default_factory=dict)   # {name: f(net)} of the averaged weights, at the end
+    measures: dict = field(default_factory=dict)   # {name: f(net)}: of the finished average
 
 # %% ../../nbs/lab/training.ipynb #a7de5046
 class Trainer:
-    "Trains a network on `process.loss(net, batch, generator)`; keeps an average, a history, and a state from which it resumes."
+    "Trains a network on `process.loss(net, batch, rng)`; keeps a state from which it resumes."
     def __init__(self,
         task, # a Task: what is trained
         recipe, # a Recipe; its batch size is that of all processes together
         out, # folder for weights, state, history and stage images
         device='auto',
         plain=False, # float32, and none of the engine's tricks
-        spent=0., # seconds that count as used up before the first step, if the clock ends the run
+        spent=0., # seconds used up before the first step, if the clock ends the run
         keep_stages=False # keep the averaged weights of the stages too, in files of their own
     ):
-        name, net, process, train, test = task.name, task.net, task.process, task.train, task.test
-        preview, header, finish, keep = task.preview, task.header, task.measures, keep_stages
-        self.name, self.process, self.train, self.test, self.recipe, self.out, self.preview = name, process, train, test, recipe, Path(out), preview
-        self.finish, self.keep = finish or {}, keep
-        self.device, self.rank, self.world = pick_device(device), int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
+        self.task, self.recipe = task, recipe
+        self.name, self.process = task.name, task.process
+        self.train, self.test = task.train, task.test
+        self.out, self.keep_stages = Path(out), keep_stages
+        self.device = pick_device(device)
+        self.rank = int(os.environ.get('RANK', 0))
+        self.world = int(os.environ.get('WORLD_SIZE', 1))
         self.accelerator = _join(self.device) if self.world > 1 else None
-        if recipe.batch_size < self.world: raise ValueError(f'batch size {recipe.batch_size}: choose at least {self.world}, one for each process')
+        if recipe.batch_size < self.world:
+            raise ValueError(f'batch size {recipe.batch_size}: choose at least {self.world}, '
+                             'one for each process')
         self.on_first(lambda: check_writable(self.out/'state.safetensors'))
-        self.half, self.engine = None if plain else half_dtype(self.device), 'plain'
-        self.net = net.to(self.device)
-        if not plain: self._quicken()
-        self.average = copy.deepcopy(self.net).requires_grad_(False).eval()
-        self.run, self.run_average = self.accelerator.prepare_model(self.net) if self.accelerator else self.net, self.average
-        if self.engine == 'torch.compile': self.run, self.run_average = torch.compile(self.run), torch.compile(self.average)
+        self.step, self.spent = 0, spent
+        self.loss_sum = self.epoch_seconds = 0.                      # of the current epoch
+        self._prepare_network(plain)
         self.optimizer = make_optimizer(self.net, recipe, fused=self.device.type in ('cuda', 'cpu'))
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.half is torch.float16)
-        self.step, self.loss_sum, self.epoch_seconds, self.spent = 0, 0., 0., spent
-        self.record = dict(model=name, parameters=sum(p.numel() for p in net.parameters()), items=len(train.x), recipe=asdict(recipe), device=device_info(self.device), processes=self.world,
-                           precision=str(self.half or torch.float32).split('.')[-1], engine=self.engine, setup_seconds=spent, **versions(), **(header or {}), history=[])
+        self.record = self._first_record(spent)
 
-    def autocast(self): return torch.autocast(self.device.type, self.half) if self.half else nullcontext()
+    def autocast(self):
+        return torch.autocast(self.device.type, self.half) if self.half else nullcontext()
+
+# %% ../../nbs/lab/training.ipynb #bec2cbb2
+@patch
+def _prepare_network(self:Trainer, plain):
+    "The network on its device, fast where that is to be had; its average; what is run of both."
+    self.half, self.engine = None if plain else half_dtype(self.device), 'plain'
+    self.net = self.task.net.to(self.device)
+    if not plain: self._make_fast()
+    self.average = copy.deepcopy(self.net).requires_grad_(False).eval()
+    self.run, self.run_average = self.net, self.average
+    if self.accelerator: self.run = self.accelerator.prepare_model(self.net)
+    if self.engine != 'torch.compile': return
+    self.run, self.run_average = torch.compile(self.run), torch.compile(self.average)
+
+# %% ../../nbs/lab/training.ipynb #da0bf008
+@patch
+def _make_fast(self:Trainer):
+    "What makes training fast on this device, or a line that says why it is not to be had."
+    reason = None
+    if self.device.type == 'cpu':
+        keep_memory()
+        if use_fast_kernels(self.net): self.engine = 'kernels'
+        else: reason = f'{why_plain()}: training takes the slower, plain way'
+    elif self.device.type == 'cuda':
+        self.net = self.net.to(memory_format=torch.channels_last)
+        if can_compile(self.device): self.engine = 'torch.compile'
+        else: reason = 'torch.compile does not work here: training runs uncompiled, and slower'
+    if reason and self.rank == 0: print(reason, file=sys.stderr)
+
+# %% ../../nbs/lab/training.ipynb #54382e41
+@patch
+def _first_record(self:Trainer, spent): # JSON-ready
+    "What a run writes down: what is trained, with what, on what; later, what came of it."
+    parameters = sum(p.numel() for p in self.net.parameters())
+    precision = str(self.half or torch.float32).split('.')[-1]
+    return dict(model=self.name, parameters=parameters, items=len(self.train.x),
+                recipe=asdict(self.recipe), device=device_info(self.device), processes=self.world,
+                precision=precision, engine=self.engine, setup_seconds=spent, **versions(),
+                **self.task.header, history=[])
 
 # %% ../../nbs/lab/training.ipynb #48338983
 @patch
 def seconds(self:Trainer):
     "Time used up so far, by this process's clock."
-    return self.record['setup_seconds'] + sum(e['seconds'] for e in self.record['history']) + self.epoch_seconds
+    epochs = sum(e['seconds'] for e in self.record['history'])
+    return self.record['setup_seconds'] + epochs + self.epoch_seconds
 
+# %% ../../nbs/lab/training.ipynb #08d68f2b
 @patch(as_prop=True)
 def total(self:Trainer):
     "Steps of the whole run; of one that ends by the clock, as many as will be, going on like this."
-    most, r, used = self.recipe.epochs*len(self.train), self.recipe, self.spent - self.record['setup_seconds']
-    return min(most, self.step + math.ceil(max(0, 60*r.minutes - self.spent)*self.step/used)) if r.minutes and used else most
+    most, minutes = self.recipe.epochs*len(self.train), self.recipe.minutes
+    used = self.spent - self.record['setup_seconds']
+    if not minutes or not used: return most
+    left = max(0, 60*minutes - self.spent)
+    return min(most, self.step + math.ceil(left*self.step/used))
 
+# %% ../../nbs/lab/training.ipynb #d1f3d134
 @patch(as_prop=True)
 def ended(self:Trainer):
     "Have all epochs been, or is the time up?"
-    return self.step >= self.recipe.epochs*len(self.train) or bool(self.recipe.minutes) and self.spent >= 60*self.recipe.minutes
+    time_is_up = bool(self.recipe.minutes) and self.spent >= 60*self.recipe.minutes
+    return self.step >= self.recipe.epochs*len(self.train) or time_is_up
 
+# %% ../../nbs/lab/training.ipynb #eea1068d
 @patch(as_prop=True)
 def complete(self:Trainer):
     "Has it ended, and has what came of it been evaluated and written down?"
-    return self.ended and bool(h := self.record['history']) and h[-1]['step'] == self.step
+    history = self.record['history']
+    return self.ended and bool(history) and history[-1]['step'] == self.step
 
 # %% ../../nbs/lab/training.ipynb #f7203c67
 def _join(device):
     "This process's part in the group that a launcher started."
     try: from accelerate import Accelerator
-    except ImportError: raise ValueError('training in several processes needs accelerate: pip install accelerate') from None
+    except ImportError:
+        raise ValueError('training in several processes needs accelerate: '
+                         'pip install accelerate') from None
     return Accelerator(cpu=device.type == 'cpu', mixed_precision='no')
-
-@patch
-def _quicken(self:Trainer):
-    "What makes training fast on this device, or a line that says why it is not to be had."
-    if self.device.type == 'cpu':
-        keep_memory()
-        if use_fast_kernels(self.net): self.engine = 'kernels'
-        elif self.rank == 0: print(f'{why_plain()}: training takes the slower, plain way', file=sys.stderr)
-    elif self.device.type == 'cuda':
-        self.net = self.net.to(memory_format=torch.channels_last)
-        if can_compile(self.device): self.engine = 'torch.compile'
-        elif self.rank == 0: print('torch.compile does not work here: training runs uncompiled, and slower', file=sys.stderr)
 
 # %% ../../nbs/lab/training.ipynb #a3d333e8
 @patch
@@ -167,7 +217,7 @@ def on_first(self:Trainer, f):
     box = [None, None]
     if self.rank == 0:
         try: box[0] = f()
-        except Exception as e:                                      # whatever it is, the others must not wait for ever
+        except Exception as e:                # whatever it is, the others must not wait for ever
             if not self.accelerator: raise
             box[1] = e
     if self.accelerator:
@@ -176,11 +226,13 @@ def on_first(self:Trainer, f):
     if box[1]: raise box[1]
     return box[0]
 
+# %% ../../nbs/lab/training.ipynb #a0e6dc1f
 @patch
 def sum_over(self:Trainer, *numbers) -> list:
     "Sums of numbers over all processes."
     if not self.accelerator: return list(numbers)
-    return self.accelerator.reduce(torch.tensor(numbers, dtype=torch.float64, device=self.device), 'sum').tolist()
+    numbers = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+    return self.accelerator.reduce(numbers, 'sum').tolist()
 
 # %% ../../nbs/lab/training.ipynb #b82e9152
 @patch
@@ -190,37 +242,51 @@ def train_step(self:Trainer,
     "One update. FloatingPointError if the loss is not a number."
     for g in self.optimizer.param_groups: g['lr'] = self.recipe.lr_at(self.step, self.total)
     self.set_progress(self.step/self.total)
-    noise, B = make_rng('train', self.recipe.seed, index=self.step, device=self.device), self.recipe.batch_size
-    if self.world > 1: noise = Part(noise, self.train.part(self.rank, self.world).start, B)
-    with self.autocast(): loss = self.process.loss(self.run, batch, noise)
+    rng = make_rng('train', self.recipe.seed, index=self.step, device=self.device)
+    B = self.recipe.batch_size
+    if self.world > 1: rng = ShardedRNG(rng, self.train.part(self.rank, self.world).start, B)
+    with self.autocast(): loss = self.process.loss(self.run, batch, rng)
     share = len(batch[0])/B
     value, = self.sum_over(loss.item()*share)
-    if not math.isfinite(value):
-        raise FloatingPointError(f'the loss became {value} at step {self.step} of {self.total} (epoch {self.step//len(self.train) + 1}): what was saved before in {self.out} is kept; a lower learning rate or clip_grad may help')
-    self.scaler.scale(loss*(share*self.world)).backward()            # gradients are averaged over the processes, whose parts may differ by one item
+    if not math.isfinite(value): raise FloatingPointError(self._diverged(value))
+    # gradients are averaged over the processes, whose parts may differ by one item
+    self.scaler.scale(loss*(share*self.world)).backward()
     if self.recipe.clip_grad:
         self.scaler.unscale_(self.optimizer)
         torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.recipe.clip_grad)
-    self.scaler.step(self.optimizer); self.scaler.update()
+    self.scaler.step(self.optimizer)
+    self.scaler.update()
     self.optimizer.zero_grad()
     ema_update(self.average.parameters(), self.net.parameters(), self.recipe.ema)
     self.step += 1
     return value
 
+# %% ../../nbs/lab/training.ipynb #b6d94290
 @patch
-def set_progress(self:Trainer, progress):
-    "Let a process whose loss changes during training know how far it is, from 0 to 1."
-    if hasattr(self.process, 'set_progress'): self.process.set_progress(progress)
+def _diverged(self:Trainer, value):
+    "What is said when the loss is not a number."
+    epoch = self.step//len(self.train) + 1
+    return (f'the loss became {value} at step {self.step} of {self.total} (epoch {epoch}): '
+            f'what was saved before in {self.out} is kept; a lower learning rate or clip_grad '
+            'may help')
 
+# %% ../../nbs/lab/training.ipynb #227d47d5
+@patch
+def set_progress(self:Trainer, share):
+    "Let a process whose loss changes during training know how far it is, from 0 to 1."
+    if hasattr(self.process, 'set_progress'): self.process.set_progress(share)
+
+# %% ../../nbs/lab/training.ipynb #f1346faa
 @patch
 @torch.no_grad()
 def evaluate(self:Trainer) -> float:
     "Loss of the averaged weights on the test images, with the same times and noise every time."
     losses = []
-    self.set_progress(1.)                                                    # as at the end, so that epochs can be compared
+    self.set_progress(1.)                     # as at the end, so that epochs can be compared
     for i, batch in enumerate(self.test.epoch(0)):
         if i % self.world != self.rank: continue
-        with self.autocast(): losses.append(self.process.loss(self.run_average, batch, make_rng('eval', self.recipe.seed, index=i, device=self.device)))
+        rng = make_rng('eval', self.recipe.seed, index=i, device=self.device)
+        with self.autocast(): losses.append(self.process.loss(self.run_average, batch, rng))
     total, n = self.sum_over(sum(l.item() for l in losses), len(losses))
     return total/n
 
@@ -230,92 +296,164 @@ def state_tensors(self:Trainer) -> dict:
     "All tensors of the run's state."
     out = {}
     for (k, p), a in zip(self.net.named_parameters(), self.average.parameters()):
-        out[f'net.{k}'], out[f'average.{k}'] = p, a
+        out[f'net.{k}'] = p
+        out[f'average.{k}'] = a
         for m, v in self.optimizer.state.get(p, {}).items(): out[f'optimizer.{m}.{k}'] = v
     return out
 
+# %% ../../nbs/lab/training.ipynb #f02ef3e2
 @patch
 def save(self:Trainer):
-    "Write state, weights and record, from the first process. FloatingPointError, and nothing written, if a weight is not a number."
+    "Write state, weights and record. FloatingPointError, and no file, if one is not a number."
     self.on_first(self._write)
 
+# %% ../../nbs/lab/training.ipynb #946fcdf3
 @patch
 def _write(self:Trainer):
+    self._write_state()
+    if not self.record['history']: return
+    # the last step is safe before this begins; measured again, a last digit may differ
+    if self.complete and self.task.measures.keys() - self.record:
+        self.record |= {k: f(self.average) for k, f in self.task.measures.items()}
+        self._write_state()
+    self._write_weights(self.out/f'{self.name}.safetensors')
+    text = json.dumps(self.record, indent=1) + '\n'
+    write_atomically(self.out/f'{self.name}.json', lambda tmp: tmp.write_text(text))
+
+# %% ../../nbs/lab/training.ipynb #616990d5
+@patch
+def _write_state(self:Trainer):
+    "The state, if all of it is numbers."
     state = self.state_tensors()
     if broken := [k for k, v in state.items() if not v.isfinite().all()]:
-        raise FloatingPointError(f'{len(broken)} tensors such as {broken[0]} have become infinite or not a number by step {self.step}: what was saved before in {self.out} is kept; a lower learning rate or clip_grad may help')
-    def write(): save_checkpoint(self.out/'state.safetensors', state, {**self.record, 'step': self.step, 'loss_sum': self.loss_sum, 'epoch_seconds': self.epoch_seconds, 'scaler': self.scaler.state_dict()})
-    write()
-    if not self.record['history']: return
-    if self.complete and self.finish.keys() - self.record:           # the last step is safe before this begins; the same measurement may differ in its last digit
-        self.record |= {k: f(self.average) for k, f in self.finish.items()}; write()
-    self._write_weights(self.out/f'{self.name}.safetensors')
-    write_atomically(self.out/f'{self.name}.json', lambda tmp: tmp.write_text(json.dumps(self.record, indent=1) + '\n'))
+        raise FloatingPointError(f'{len(broken)} tensors such as {broken[0]} have become infinite '
+                                 f'or not a number by step {self.step}: what was saved before in '
+                                 f'{self.out} is kept; a lower learning rate or clip_grad may help')
+    counters = dict(step=self.step, loss_sum=self.loss_sum, epoch_seconds=self.epoch_seconds)
+    header = {**self.record, **counters, 'scaler': self.scaler.state_dict()}
+    save_checkpoint(self.out/'state.safetensors', state, header)
 
 # %% ../../nbs/lab/training.ipynb #c6eceace
 @patch
 def _write_weights(self:Trainer, path):
     "The averaged weights as a checkpoint that says what they are."
     last = self.record['history'][-1]
-    header = {k: v for k, v in self.record.items() if k != 'history'} | {'epochs': self._epochs_done(), 'train_loss': last['train_loss'], 'eval_loss': last['eval_loss']}
-    save_checkpoint(path, {k: v.half() for k, v in self.average.named_parameters()}, header)
+    losses = {k: last[k] for k in ('train_loss', 'eval_loss')}
+    header = {k: v for k, v in self.record.items() if k != 'history'}
+    weights = {k: v.half() for k, v in self.average.named_parameters()}
+    save_checkpoint(path, weights, header | {'epochs': self._epochs_done(), **losses})
 
+# %% ../../nbs/lab/training.ipynb #6ee7d976
 @patch
 def _epochs_done(self:Trainer):
     "How often every image has been seen: a whole number, but where the clock ended an epoch."
     last, n = self.record['history'][-1], len(self.train)
     return last['epoch'] if last['step'] == n*last['epoch'] else round(last['step']/n, 2)
 
+# %% ../../nbs/lab/training.ipynb #d42bd864
+IDENTITY = 'items', 'network', 'process_config', 'data', 'start', 'autoencoder'
+
+def _same(stored, mine):
+    "Is everything that is stored the same here?"
+    if not isinstance(stored, dict) or not isinstance(mine, dict): return stored == mine
+    return all(_same(v, mine.get(k)) for k, v in stored.items())
+
+# %% ../../nbs/lab/training.ipynb #50148263
+@patch
+def _check_same_run(self:Trainer, header):
+    "ValueError if a state belongs to another model or recipe."
+    if header.get('model') != self.name:
+        raise ValueError(f"{self.out}: holds a run of '{header.get('model')}', "
+                         f"not of '{self.name}'")
+    if 'step' not in header:
+        raise ValueError(f'{self.out}/state.safetensors: holds weights, not the state of a run')
+    def identity(record):
+        return json.loads(json.dumps({k: record.get(k) for k in IDENTITY} | record['recipe']))
+    mine = identity(self.record)
+    differ = [f'{k} {v}' for k, v in identity(header).items() if not _same(v, mine.get(k))]
+    if differ:
+        raise ValueError(f"{self.out}: was started with {', '.join(differ)}: resume it with the "
+                         'same settings, or choose another folder')
+
+# %% ../../nbs/lab/training.ipynb #69dd0535
 @patch
 def restore(self:Trainer):
     "Go back to the state in the folder. ValueError if it belongs to another model or recipe."
     tensors, header = self.on_first(lambda: load_checkpoint(self.out/'state.safetensors'))
-    if header.get('model') != self.name: raise ValueError(f"{self.out}: holds a run of '{header.get('model')}', not of '{self.name}'")
-    if 'step' not in header: raise ValueError(f'{self.out}/state.safetensors: holds weights, not the state of a run')
-    plain = lambda record: json.loads(json.dumps({**{k: record.get(k) for k in ('items', 'network', 'process_config', 'data', 'start', 'autoencoder')}, **record['recipe']}))
-    def same(theirs, mine): return all(same(v, mine.get(k)) for k, v in theirs.items()) if isinstance(theirs, dict) and isinstance(mine, dict) else theirs == mine
-    if differ := [f'{k} {v}' for k, v in plain(header).items() if not same(v, plain(self.record).get(k))]:
-        raise ValueError(f"{self.out}: was started with {', '.join(differ)}: resume it with the same settings, or choose another folder")
-    params = dict(self.net.named_parameters())
-    if {k[4:]: v.shape for k, v in tensors.items() if k.startswith('net.')} != {k: p.shape for k, p in params.items()}: raise ValueError(f'{self.out}: its weights are of another network')
-    with torch.no_grad():
-        for (k, p), a in zip(params.items(), self.average.parameters()):
-            p.copy_(tensors[f'net.{k}']); a.copy_(tensors[f'average.{k}'])
-            state = {key.split('.', 2)[1]: v for key, v in tensors.items() if key.startswith('optimizer.') and key.split('.', 2)[2] == k}
-            # the counter is a number, which the fused optimiser wants beside the parameters; the moments have their memory format
-            self.optimizer.state[p] = {m: v.to(p.device if self.optimizer.defaults['fused'] else 'cpu').clone() if v.ndim == 0 else torch.empty_like(p).copy_(v) for m, v in state.items()}
-    self.step, self.loss_sum, self.epoch_seconds = header['step'], header['loss_sum'], header['epoch_seconds']
+    self._check_same_run(header)
+    self._restore_tensors(tensors)
+    self.step, self.loss_sum = header['step'], header['loss_sum']
+    self.epoch_seconds = header['epoch_seconds']
     if header['scaler'] and self.scaler.is_enabled(): self.scaler.load_state_dict(header['scaler'])
-    self.record |= {k: header[k] for k in ('history', *self.finish) if k in header}
+    kept = 'history', *self.task.measures
+    self.record |= {k: header[k] for k in kept if k in header}
     self.record['setup_seconds'] = header.get('setup_seconds', 0.)
     self.spent = self.seconds()
+
+# %% ../../nbs/lab/training.ipynb #c2616452
+@patch
+@torch.no_grad()
+def _restore_tensors(self:Trainer, tensors):
+    "Weights, their average, and the optimiser's moments."
+    params = dict(self.net.named_parameters())
+    theirs = {k[4:]: v.shape for k, v in tensors.items() if k.startswith('net.')}
+    if theirs != {k: p.shape for k, p in params.items()}:
+        raise ValueError(f'{self.out}: its weights are of another network')
+    for (k, p), a in zip(params.items(), self.average.parameters()):
+        p.copy_(tensors[f'net.{k}'])
+        a.copy_(tensors[f'average.{k}'])
+    fused = self.optimizer.defaults['fused']
+    def place(v, p):
+        # a counter is a number, which the fused optimiser wants beside the parameters;
+        # the moments have the parameters' memory format
+        if v.ndim == 0: return v.to(p.device if fused else 'cpu').clone()
+        return torch.empty_like(p).copy_(v)
+    for key, v in tensors.items():
+        if not key.startswith('optimizer.'): continue
+        _, moment, k = key.split('.', 2)
+        self.optimizer.state[params[k]][moment] = place(v, params[k])
 
 # %% ../../nbs/lab/training.ipynb #e53d0185
 @patch
 def prepare_folder(self:Trainer, resume):
-    "Lock the folder for this process, clean it, and make sure that the run fits in it. ValueError if not."
-    if fcntl:
-        self.lock = os.open(self.out, os.O_RDONLY)
-        try: fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError: raise ValueError(f'{self.out}: another run is writing there: wait for its end, or choose another folder (--out)') from None
-        except OSError: pass                                         # a file system without locks
+    "Lock the folder, clean it, and make sure that the run fits in it. ValueError if not."
+    self._lock_folder()
     old = (self.out/'state.safetensors').exists()
-    if old and not resume: raise ValueError(f'{self.out}: already holds a run: resume it (--resume), or choose another folder (--out)')
-    for left in (*self.out.glob('.state.safetensors.*.tmp'), *self.out.glob(f'.{self.name}*.tmp')): left.unlink()
-    need, free = (1 if old else 2)*18*self.record['parameters'] + 2**20, shutil.disk_usage(self.out).free   # four float32 and one half a parameter
-    if free < need: raise ValueError(f'{self.out}: {free/1e6:.0f} MB are free there and a run needs {need/1e6:.0f}: make room, or choose another folder (--out)')
-    return old
+    other = 'or choose another folder (--out)'
+    if old and not resume:
+        raise ValueError(f'{self.out}: already holds a run: resume it (--resume), {other}')
+    for name in ('state.safetensors.', self.name):
+        for left in self.out.glob(f'.{name}*.tmp'): left.unlink()
+    need = (1 if old else 2)*18*self.record['parameters'] + 2**20    # four float32 and a half each
+    free = shutil.disk_usage(self.out).free
+    if free >= need: return old
+    raise ValueError(f'{self.out}: {free/1e6:.0f} MB are free there and a run needs '
+                     f'{need/1e6:.0f}: make room, {other}')
+
+# %% ../../nbs/lab/training.ipynb #9abb1abf
+@patch
+def _lock_folder(self:Trainer):
+    "Nobody else may write there while this run does. ValueError if somebody does."
+    if fcntl is None: return
+    self.lock = os.open(self.out, os.O_RDONLY)
+    try: fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(f'{self.out}: another run is writing there: wait for its end, '
+                         'or choose another folder (--out)') from None
+    except OSError: pass                                             # a file system without locks
 
 # %% ../../nbs/lab/training.ipynb #c9173dd5
 @contextmanager
 def hold_interrupts():
-    "Inside, Ctrl-C and SIGTERM only fill the list that is yielded; a second one interrupts at once."
+    "Inside, Ctrl-C and SIGTERM only fill the list that is yielded; a second one interrupts."
     pressed = []
     def note(*_):
         if pressed: raise KeyboardInterrupt
         pressed.append(True)
         print('\nstopping after this step (again: at once, unsaved) …', file=sys.stderr)
-    if threading.current_thread() is not threading.main_thread(): yield pressed; return      # only there can signals be handled
+    if threading.current_thread() is not threading.main_thread():
+        yield pressed                                                # signals are the main thread's
+        return
     old = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
     try: yield pressed
     finally:
@@ -331,78 +469,133 @@ def fit(self:Trainer,
     try:
         if self.on_first(lambda: self.prepare_folder(resume)):
             self.restore()
-            if not self.on_first(self._written): self.save()         # the end may have come between the state and what is made of it
-        if self.ended and not self.step: raise ValueError(f"the {self.recipe.minutes:g} minutes are over before the first step: choose more")
+            # the end may have come between the state and what is made of it
+            if not self.on_first(self._written): self.save()
+        if self.ended and not self.step:
+            raise ValueError(f'the {self.recipe.minutes:g} minutes are over before the first step: '
+                             'choose more')
         with hold_interrupts() as pressed: self._epochs(pressed, save_every)
     finally:
-        if getattr(self, 'lock', None) is not None: os.close(self.lock); self.lock = None
+        if getattr(self, 'lock', None) is not None: os.close(self.lock)
+        self.lock = None
     return self.record
 
+# %% ../../nbs/lab/training.ipynb #ac273655
 @patch
 def _written(self:Trainer):
     "Are the weights and the record in the folder those of the state?"
-    if not (history := self.record['history']): return True
-    try: return read_header(self.out/f'{self.name}.safetensors')['epochs'] == self._epochs_done() and json.loads((self.out/f'{self.name}.json').read_text())['history'] == history
+    history = self.record['history']
+    if not history: return True
+    try:
+        header = read_header(self.out/f'{self.name}.safetensors')
+        record = json.loads((self.out/f'{self.name}.json').read_text())
+        return header['epochs'] == self._epochs_done() and record['history'] == history
     except (ValueError, KeyError, OSError): return False
 
 # %% ../../nbs/lab/training.ipynb #84c84044
 @patch
 def _epochs(self:Trainer, pressed, save_every):
+    "Epoch after epoch, until the run is complete or somebody asks to stop."
     from tqdm.auto import tqdm
-    n, saved, first = len(self.train), time.time(), self.rank == 0
+    first, self.saved = self.rank == 0, time.time()
     watched = sys.stderr.isatty() or 'ipykernel' in sys.modules
-    def asked():                                                     # to stop, whichever process was; to save; and what the first one's clock says, so that all end at the same step
-        pause, due, self.spent = self.sum_over(len(pressed), first and time.time() - saved > save_every, first and self.seconds())
-        return pause > 0, due > 0
-    def stop():
-        self.save()
-        if first: print(f'stopped at step {self.step} of {self.total}; saved in {self.out}: go on with --resume', file=sys.stderr)
-        raise KeyboardInterrupt
-    with tqdm(total=self.total, initial=self.step, desc=self.name, unit='step', disable=not watched or not first, dynamic_ncols=True) as bar:
+    with tqdm(total=self.total, initial=self.step, desc=self.name, unit='step', dynamic_ncols=True,
+              disable=not watched or not first) as bar:
         self.net.train()
         while not self.complete:
             epoch = len(self.record['history'])
-            start, before = time.time(), self.epoch_seconds
-            for batch in () if self.ended else self.train.epoch(epoch, self.step - epoch*n, self.train.part(self.rank, self.world)):
-                self.loss_sum += self.train_step(batch)
-                self.epoch_seconds = before + time.time() - start
-                bar.update(); bar.set_postfix(epoch=epoch + 1, loss=f'{self.loss_sum/(self.step - epoch*n):.4f}')
-                pause, due = asked()
-                if pause: stop()
-                if self.ended: break
-                if due and self.step % n: self.save(); saved = time.time()
+            self._one_epoch(epoch, bar, pressed, save_every)
             self.end_epoch(epoch + 1)
             ended = time.time()
-            self.save(); saved = time.time()
-            if self.recipe.minutes: self.epoch_seconds = saved - ended       # by the clock, writing counts too
+            self._save_now()
+            if self.recipe.minutes: self.epoch_seconds = self.saved - ended    # writing counts too
             if first and not watched: self.report()
-            if asked()[0] and not self.complete: stop()
+            if self._asked(pressed, save_every)[0] and not self.complete: self._stop()
+
+# %% ../../nbs/lab/training.ipynb #83b1c679
+@patch
+def _one_epoch(self:Trainer, epoch, bar, pressed, save_every):
+    "The steps that are left of an epoch."
+    if self.ended: return
+    n, start, before = len(self.train), time.time(), self.epoch_seconds
+    part = self.train.part(self.rank, self.world)
+    for batch in self.train.epoch(epoch, self.step - epoch*n, part):
+        self.loss_sum += self.train_step(batch)
+        self.epoch_seconds = before + time.time() - start
+        bar.update()
+        bar.set_postfix(epoch=epoch + 1, loss=f'{self.loss_sum/(self.step - epoch*n):.4f}')
+        pause, due = self._asked(pressed, save_every)
+        if pause: self._stop()
+        if self.ended: return
+        if due and self.step % n: self._save_now()
+
+# %% ../../nbs/lab/training.ipynb #aef677ec
+@patch
+def _asked(self:Trainer, pressed, save_every):
+    "To stop, in whichever process? To save? All go by the first one's clock."
+    first = self.rank == 0
+    due = first and time.time() - self.saved > save_every
+    pause, due, self.spent = self.sum_over(len(pressed), due, first and self.seconds())
+    return pause > 0, due > 0
+
+# %% ../../nbs/lab/training.ipynb #ff14cb16
+@patch
+def _save_now(self:Trainer):
+    self.save()
+    self.saved = time.time()
+
+# %% ../../nbs/lab/training.ipynb #19ec2c1e
+@patch
+def _stop(self:Trainer):
+    "Save, say so, and stop."
+    self.save()
+    if self.rank == 0:
+        print(f'stopped at step {self.step} of {self.total}; saved in {self.out}: '
+              'go on with --resume', file=sys.stderr)
+    raise KeyboardInterrupt
 
 # %% ../../nbs/lab/training.ipynb #b0f0b183
 @patch
 def end_epoch(self:Trainer, epoch):
-    "Evaluate, draw samples if the epoch is a stage, write the epoch into the record. By the clock, all that comes after the last step only."
+    "Evaluate, draw samples if the epoch is a stage, write the epoch into the record."
+    # in a run that the clock ends, all that comes after the last step only
     start, look = time.time(), self.ended or not self.recipe.minutes
-    entry = dict(epoch=epoch, step=self.step, train_loss=self.loss_sum/(self.step - (epoch - 1)*len(self.train)), eval_loss=self.evaluate() if look else None, lr=self.recipe.lr_at(self.step - 1, self.total), seconds=round(self.epoch_seconds, 2))
-    if self.preview and (epoch in self.recipe.stages or self.recipe.minutes and look): self.on_first(lambda: self._draw(epoch))
+    steps = self.step - (epoch - 1)*len(self.train)
+    entry = dict(epoch=epoch, step=self.step, train_loss=self.loss_sum/steps,
+                 eval_loss=self.evaluate() if look else None,
+                 lr=self.recipe.lr_at(self.step - 1, self.total),
+                 seconds=round(self.epoch_seconds, 2))
+    stage = epoch in self.recipe.stages
+    if self.task.preview and (stage or self.recipe.minutes and look):
+        self.on_first(lambda: self._draw(epoch))
     entry['eval_seconds'] = round(time.time() - start, 2)
     self.record['history'].append(entry)
-    if self.keep and epoch in self.recipe.stages: self.on_first(lambda: self._write_weights(self.out/f'{self.name}-epoch-{epoch:03d}.safetensors'))
-    self.loss_sum, self.epoch_seconds = 0., 0.
+    if self.keep_stages and stage:
+        path = self.out/f'{self.name}-epoch-{epoch:03d}.safetensors'
+        self.on_first(lambda: self._write_weights(path))
+    self.loss_sum = self.epoch_seconds = 0.
 
+# %% ../../nbs/lab/training.ipynb #905f0ef5
 @patch
 def report(self:Trainer):
     "A line about the last epoch."
-    last, r = self.record['history'][-1], self.recipe
-    left = max(0, 60*r.minutes - self.spent) if r.minutes else sum(e['seconds'] + e['eval_seconds'] for e in self.record['history'])/last['epoch']*(r.epochs - last['epoch'])
-    losses = '  '.join(f'{k} {last[k + "_loss"]:.5f}' for k in ('train', 'eval') if last[k + '_loss'] is not None)
-    print(f"{self.name}  epoch {last['epoch']}{'' if r.minutes else f'/{r.epochs}'}  {losses}  {last['seconds']:.0f} s  left {left/60:.0f} min", flush=True)
+    history, r = self.record['history'], self.recipe
+    last = history[-1]
+    spent = sum(e['seconds'] + e['eval_seconds'] for e in history)
+    left = spent/last['epoch']*(r.epochs - last['epoch'])
+    if r.minutes: left = max(0, 60*r.minutes - self.spent)
+    losses = '  '.join(f'{k} {last[k + "_loss"]:.5f}' for k in ('train', 'eval')
+                       if last[k + '_loss'] is not None)
+    of = '' if r.minutes else f'/{r.epochs}'
+    print(f"{self.name}  epoch {last['epoch']}{of}  {losses}  {last['seconds']:.0f} s  "
+          f'left {left/60:.0f} min', flush=True)
 
+# %% ../../nbs/lab/training.ipynb #c7e50fa8
 @patch
 def _draw(self:Trainer, epoch):
     "Samples of both sets of weights, as pictures in the folder."
     from mnistgen.lab.plotting import save_grid
     for suffix, net in (('', self.average), ('-raw', self.net.eval())):
-        path = self.out/f'{self.name}-epoch-{epoch:03d}{suffix}.png'
-        write_atomically(path, lambda tmp: save_grid(self.preview(net), tmp))
+        path, images = self.out/f'{self.name}-epoch-{epoch:03d}{suffix}.png', self.task.preview(net)
+        write_atomically(path, lambda tmp: save_grid(images, tmp))
     self.net.train()

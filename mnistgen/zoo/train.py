@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['recipe_for', 'start_from', 'batches_for', 'train_model', 'task_for']
 
-# %% ../../nbs/zoo/train.ipynb #f1c72271
+# %% ../../nbs/zoo/train.ipynb #4d0f3da2
 import json, time
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from ..ldm import Latents
 from .generator import epochs_of
 from .models import autoencoder_of, find_model, load, weights_of
 
-# %% ../../nbs/zoo/train.ipynb #12d40b91
+# %% ../../nbs/zoo/train.ipynb #b2f051e2
 def recipe_for(
     name, # of a model
     budget='quick', # 'quick' or 'report'
@@ -38,13 +38,13 @@ def recipe_for(
     if 'epochs' in changes: changes['stages'] = None                 # they follow from the length
     return replace(recipe, **changes), about
 
-# %% ../../nbs/zoo/train.ipynb #c54905c2
+# %% ../../nbs/zoo/train.ipynb #ea68e35b
 def _differences(theirs, mine):
     "What another configuration has where it is not this one."
     differ = lambda k: json.dumps(theirs.get(k)) != json.dumps(mine[k])
     return ', '.join(f'{k} {theirs.get(k)}' for k in mine if differ(k))
 
-# %% ../../nbs/zoo/train.ipynb #9b06f9e9
+# %% ../../nbs/zoo/train.ipynb #70bda4e5
 def start_from(
     weights, # a name, or the path of a .safetensors file
     net, process, # what is to be trained further; the weights are put into the network
@@ -65,7 +65,7 @@ def start_from(
     net.load_state_dict({k: v.float() for k, v in tensors.items()})
     return dict(checksum=h['checksum'], epochs=epochs_of(h), eval_loss=h['eval_loss'])
 
-# %% ../../nbs/zoo/train.ipynb #1970f559
+# %% ../../nbs/zoo/train.ipynb #97a32e74
 def batches_for(
     net, space, recipe, # what is trained, where, and how
     limit=None, # use only the first so many images, for a trial
@@ -77,14 +77,15 @@ def batches_for(
         images = load_images(split=split)
         pixels = images.pixels[:limit]
         labels = images.labels[:limit] if getattr(net, 'labels', {}) else None
-        latent = isinstance(space, Latents)
-        x, transform = (space.encode(pixels), lambda z: z) if latent else (pixels, space.encode)
+        x, transform = pixels, space.encode
+        if isinstance(space, Latents):        # stored, or encoded once
+            x, transform = space.encode_data(images, limit), lambda z: z
         size = recipe.batch_size if split == 'train' else min(250, len(pixels))
         if labels is not None: labels = labels.to(device)
         out.append(Batches(x.to(device), labels, size, recipe.seed, transform, drop=drop))
     return tuple(out)
 
-# %% ../../nbs/zoo/train.ipynb #07816dbb
+# %% ../../nbs/zoo/train.ipynb #bf438a91
 def _check_takes(net, space, name):
     "ValueError, in one line, unless the network takes what the space has."
     try:
@@ -92,7 +93,7 @@ def _check_takes(net, space, name):
     except ValueError as e:
         raise ValueError(f"the network of '{name}' does not take these latents: {e}") from None
 
-# %% ../../nbs/zoo/train.ipynb #012f5347
+# %% ../../nbs/zoo/train.ipynb #3f1848c6
 def train_model(
     name, # of a model
     budget='quick', # 'quick' or 'report'
@@ -131,7 +132,7 @@ def train_model(
                       keep_stages=model.kind.keep_stages)
     return trainer.fit(resume)
 
-# %% ../../nbs/zoo/train.ipynb #a330979e
+# %% ../../nbs/zoo/train.ipynb #38046d3b
 def task_for(model, net, process, space, recipe, limit, device, plain, header) -> Task:
     "What a trainer is told of a model: the network, its data, what to draw and what to measure."
     train, test = batches_for(net, space, recipe, limit, device)
