@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['JUDGES', 'NAMES', 'ALONE', 'Plain', 'Residual', 'jitter', 'Recognition', 'check_images', 'moments', 'frechet',
            'frechet_infinity', 'kid', 'prdc', 'nearest', 'novelty', 'chi2', 'border', 'features_of', 'load_judge',
-           'Assessment', 'Judge', 'Scores', 'get_judge', 'evaluate', 'neighbours', 'show_confusion', 'plane',
+           'Assessment', 'Judge', 'Scores', 'brief', 'get_judge', 'evaluate', 'neighbours', 'show_confusion', 'plane',
            'show_planes']
 
 # %% ../../nbs/zoo/evaluation.ipynb #a6bff705
 import functools, math
 from dataclasses import dataclass, fields
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,19 +18,26 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 
-from ..lab.data import BUNDLED, check_labels, draw, make_rng, load_images, normalize, to_uint8
+from ..lab.data import (BUNDLED, check_labels, draw, in_batches, load_images, make_rng,
+                               normalize, to_uint8)
 from ..lab.plotting import PALETTE, Table, style
 from ..lab.store import WEIGHTS, checksum, load_checkpoint, read_header
 from ..unet import Downsample, ResBlock
 
 # %% ../../nbs/zoo/evaluation.ipynb #fb51af9c
 class Plain(nn.Module):
-    "A convolutional network in the manner of VGG (Simonyan & Zisserman, 2015), for 28×28 images in [-1, 1]; its features give the distances."
+    """A convolutional network in the manner of VGG (Simonyan & Zisserman, 2015).
+
+    For 28×28 images in [-1, 1]; its features give the distances."""
     def __init__(self, channels=(32, 64, 128)):
         super().__init__()
         pairs = [(a, b) for cin, c in zip((1, *channels), channels) for a, b in ((cin, c), (c, c))]
-        layers = [nn.Sequential(nn.Conv2d(a, b, 3, padding=1), nn.GroupNorm(8, b), nn.ReLU(), *([nn.MaxPool2d(2)]*(a == b))) for a, b in pairs]
-        self.body, self.head = nn.Sequential(*layers), nn.Linear(channels[-1], 10)
+        def layer(a, b):
+            halve = [nn.MaxPool2d(2)] if a == b else []
+            conv = nn.Conv2d(a, b, 3, padding=1)
+            return nn.Sequential(conv, nn.GroupNorm(8, b), nn.ReLU(), *halve)
+        self.body = nn.Sequential(*(layer(a, b) for a, b in pairs))
+        self.head = nn.Linear(channels[-1], 10)
 
     def features(self, x): # (B, 1, 28, 28) -> (B, 224), not yet scaled
         means = [(x := layer(x)).mean((2, 3)) for layer in self.body]
@@ -39,12 +45,15 @@ class Plain(nn.Module):
 
     def forward(self, x): return self.head(self.body(x).mean((2, 3)))  # -> (B, 10)
 
+# %% ../../nbs/zoo/evaluation.ipynb #ab3c950a
 class Residual(nn.Module):
     "A residual network (He et al., 2016) for 28×28 images in [-1, 1]; it says which digit it sees."
     def __init__(self):
         super().__init__()
         block = lambda cin, cout: ResBlock(cin, cout, groups=8)
-        self.body = nn.Sequential(nn.Conv2d(1, 32, 5, stride=2, padding=2), block(32, 64), Downsample(64), block(64, 96), block(96, 96), nn.GroupNorm(8, 96), nn.SiLU())
+        self.body = nn.Sequential(nn.Conv2d(1, 32, 5, stride=2, padding=2), block(32, 64),
+                                  Downsample(64), block(64, 96), block(96, 96),
+                                  nn.GroupNorm(8, 96), nn.SiLU())
         self.head = nn.Linear(96, 10)
 
     def forward(self, x): return self.head(self.body(x).mean((2, 3)))
@@ -52,40 +61,61 @@ class Residual(nn.Module):
 # %% ../../nbs/zoo/evaluation.ipynb #f2df3344
 def jitter(
     x, # images (B, 1, H, W) in [-1, 1]
-    generator=None
+    rng=None
 ): # like x
     "A random affine map of each image: up to 10°, 12 % of size and of shear, 2 of 28 pixels."
-    turn, size, shear, dx, dy = (2*draw(torch.rand, (len(x), 5), generator, x.device) - 1).unbind(1)
+    turn, size, shear, dx, dy = (2*draw(torch.rand, (len(x), 5), rng, x.device) - 1).unbind(1)
     θ, s, h = turn*math.radians(10), 1 + .12*size, .12*shear
-    rows = torch.stack([s*θ.cos(), s*(h*θ.cos() - θ.sin()), dx/7, s*θ.sin(), s*(h*θ.sin() + θ.cos()), dy/7], 1)
-    return F.grid_sample(x + 1, F.affine_grid(rows.view(-1, 2, 3), x.shape, align_corners=False), align_corners=False) - 1      # outside is background
+    first = s*θ.cos(), s*(h*θ.cos() - θ.sin()), dx/7
+    second = s*θ.sin(), s*(h*θ.sin() + θ.cos()), dy/7
+    maps = torch.stack([*first, *second], 1).view(-1, 2, 3)
+    where = F.affine_grid(maps, x.shape, align_corners=False)
+    return F.grid_sample(x + 1, where, align_corners=False) - 1      # outside is background
 
+# %% ../../nbs/zoo/evaluation.ipynb #7590d33c
 class Recognition:
     "What the trainer needs to train a classifier: cross-entropy, on jittered images while training."
-    def __init__(self, smoothing=0.): self.smoothing = smoothing     # of the labels (Szegedy et al., 2016)
-    def loss(self, net, batch, generator=None):
+    def __init__(self,
+        smoothing=0. # of the labels (Szegedy et al., 2016)
+    ): self.smoothing = smoothing
+
+    def loss(self, net, batch, rng=None):
         x, y = batch
         if not net.training: return F.cross_entropy(net(x).float(), y)
-        return F.cross_entropy(net(jitter(x, generator)).float(), y, label_smoothing=self.smoothing)
+        return F.cross_entropy(net(jitter(x, rng)).float(), y, label_smoothing=self.smoothing)
+
+# %% ../../nbs/zoo/evaluation.ipynb #043ab06a
+def _as_tensor(images):
+    "Arrays as tensors: they may be turned, or of another byte order."
+    if isinstance(images, torch.Tensor): return images
+    try:
+        a = np.ascontiguousarray(images)
+        return torch.from_numpy(a.astype(a.dtype.newbyteorder('='), copy=False))
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError('images must be a tensor or an array (n, 28, 28), '
+                         f'not {type(images).__name__}') from None
 
 # %% ../../nbs/zoo/evaluation.ipynb #a53055b3
 def check_images(
     images # uint8 (n, 28, 28), or floats in [0, 1]; (n, 1, 28, 28) is accepted too
 ) -> torch.Tensor: # uint8 (n, 28, 28)
     "The images as bytes. ValueError, in one line, if they are no set of digits."
-    try:
-        if not isinstance(images, torch.Tensor):                     # arrays may be turned, or of another byte order
-            a = np.ascontiguousarray(images)
-            images = torch.from_numpy(a.astype(a.dtype.newbyteorder('='), copy=False))
-    except (TypeError, ValueError, RuntimeError): raise ValueError(f'images must be a tensor or an array (n, 28, 28), not {type(images).__name__}') from None
+    images = _as_tensor(images)
     if images.ndim == 4 and images.shape[1] == 1: images = images[:, 0]
-    if images.ndim != 3 or images.shape[1:] != (28, 28): raise ValueError(f'images of shape {tuple(images.shape)}: expected (n, 28, 28)')
-    if len(images) < 2: raise ValueError(f'{len(images)} image{"s"[:len(images) != 1]}: a set needs at least 2')
+    if images.ndim != 3 or images.shape[1:] != (28, 28):
+        raise ValueError(f'images of shape {tuple(images.shape)}: expected (n, 28, 28)')
+    if len(images) < 2:
+        raise ValueError(f'{len(images)} image{"s"[:len(images) != 1]}: a set needs at least 2')
     if images.is_floating_point():
-        if not images.isfinite().all(): raise ValueError('images with NaN or infinite pixels: expected numbers in [0, 1]')
-        if images.min() < 0 or images.max() > 1: raise ValueError(f'images with pixels from {images.min():.3g} to {images.max():.3g}: floats must be in [0, 1] (or give bytes, uint8)')
+        if not images.isfinite().all():
+            raise ValueError('images with NaN or infinite pixels: expected numbers in [0, 1]')
+        low, high = images.min(), images.max()
+        if low < 0 or high > 1:
+            raise ValueError(f'images with pixels from {low:.3g} to {high:.3g}: '
+                             'floats must be in [0, 1] (or give bytes, uint8)')
         images = to_uint8(images)
-    if images.dtype != torch.uint8: raise ValueError(f'images of type {images.dtype}: expected bytes (uint8) or floats in [0, 1]')
+    if images.dtype != torch.uint8:
+        raise ValueError(f'images of type {images.dtype}: expected bytes (uint8) or floats in [0, 1]')
     return images.cpu()
 
 # %% ../../nbs/zoo/evaluation.ipynb #b28893d9
@@ -96,6 +126,7 @@ def moments(
     f = features.double()
     return f.mean(0), f.T.cov()
 
+# %% ../../nbs/zoo/evaluation.ipynb #16032a42
 def frechet(
     a, b # (mean, covariance) of each set
 ) -> float:
@@ -106,21 +137,34 @@ def frechet(
     cross = torch.linalg.eigvalsh(root @ Σ2 @ root).clamp(min=0).sqrt().sum()
     return ((μ1 - μ2).square().sum() + Σ1.trace() + Σ2.trace() - 2*cross).item()
 
+# %% ../../nbs/zoo/evaluation.ipynb #33e17d8f
 def frechet_infinity(
     features, # (n, d) of the samples
     reference, # (mean, covariance) of a large set
     sizes=12, seed=0
 ) -> float:
-    "The Fréchet distance extrapolated to infinitely many samples: the line FD(n) = FD∞ + c/n through random subsets from a quarter up."
+    """The Fréchet distance extrapolated to infinitely many samples.
+
+    The line FD(n) = FD∞ + c/n through random subsets from a quarter up (Chong & Forsyth, 2020)."""
     n, rows = len(features), []
     gen = torch.Generator().manual_seed(seed)
     for m in torch.linspace(n/4, n, sizes).round().int().clamp(min=2).tolist():
-        rows.append((1/m, frechet(moments(features[torch.randperm(n, generator=gen)[:m]]), reference)))
+        some = features[torch.randperm(n, generator=gen)[:m]]
+        rows.append((1/m, frechet(moments(some), reference)))
     x, y = torch.tensor(rows, dtype=torch.float64).T
-    slope = ((x - x.mean())*(y - y.mean())).sum()/(x - x.mean()).square().sum().clamp(min=1e-30)
+    dx, dy = x - x.mean(), y - y.mean()
+    slope = (dx*dy).sum()/dx.square().sum().clamp(min=1e-30)
     return (y.mean() - slope*x.mean()).item()
 
 # %% ../../nbs/zoo/evaluation.ipynb #ab3231d5
+def _kernel_sums(x, y, within, m):
+    "Sums of the cubic kernel over pairs, by block of x and block of y; within a set, without itself."
+    B, out = len(x)//m, []
+    for c in x.split(m): out.append(((c @ y.T/y.shape[1] + 1)**3).view(m, B, m).sum((0, 2)))
+    itself = (x.square().mean(1) + 1).pow(3).view(B, m).sum(1)
+    return torch.stack(out) - within*torch.diag(itself)
+
+# %% ../../nbs/zoo/evaluation.ipynb #2d8aa5e1
 def kid(
     a, b, # features (n, d), (m, d)
     blocks=20, # into which both sets are dealt for the standard error
@@ -128,29 +172,29 @@ def kid(
 ): # the value, and its standard error (None for fewer than four of each)
     "Squared maximum mean discrepancy with a cubic kernel, unbiased."
     gen, n = torch.Generator().manual_seed(seed), min(len(a), len(b))
-    B = max(1, min(blocks, n//2)); m = n//B
+    B = max(1, min(blocks, n//2))
+    m = n//B
     a, b = [x[torch.randperm(len(x), generator=gen)[:B*m]].double() for x in (a, b)]
-    def sums(x, y, within):
-        "Of the kernel over pairs, by block of x and block of y."
-        out = []
-        for c in x.split(m):
-            k = (c @ y.T/y.shape[1] + 1)**3
-            out.append(k.view(m, B, m).sum((0, 2)))
-        return torch.stack(out) - within*torch.diag((x.square().mean(1) + 1).pow(3).view(B, m).sum(1))
-    aa, bb, ab = sums(a, a, 1), sums(b, b, 1), sums(a, b, 0)
+    aa, bb = _kernel_sums(a, a, 1, m), _kernel_sums(b, b, 1, m)
+    ab = _kernel_sums(a, b, 0, m)
     def value(keep):
         N = len(keep)*m
-        return sum(s[keep][:, keep].sum().item() for s in (aa, bb))/(N*(N - 1)) - 2*ab[keep][:, keep].sum().item()/N**2
+        pairs = [s[keep][:, keep].sum().item() for s in (aa, bb, ab)]
+        return (pairs[0] + pairs[1])/(N*(N - 1)) - 2*pairs[2]/N**2
     everything = list(range(B))
     if B == 1: return value(everything), None
+    # the jackknife: what the value would be without each of the blocks
     without = torch.tensor([value(everything[:i] + everything[i + 1:]) for i in range(B)])
-    return value(everything), math.sqrt((B - 1)/B*(without - without.mean()).square().sum().item())
+    spread = (without - without.mean()).square().sum().item()
+    return value(everything), math.sqrt((B - 1)/B*spread)
 
 # %% ../../nbs/zoo/evaluation.ipynb #25c80fd2
 def _radii(x, k, chunk=1000):
     "Distance of each point to its k-th neighbour in its own set."
-    return torch.cat([torch.cdist(c, x).kthvalue(min(k + 1, len(x)), 1).values for c in x.split(chunk)])
+    nth = min(k + 1, len(x))
+    return torch.cat([torch.cdist(c, x).kthvalue(nth, 1).values for c in x.split(chunk)])
 
+# %% ../../nbs/zoo/evaluation.ipynb #c265edc1
 def prdc(
     real, made, # features (n, d), (m, d): sets of like size
     k=5
@@ -158,14 +202,18 @@ def prdc(
     "How much of what is made is real, and how much of what is real is made."
     real, made = real.float(), made.float()
     R, M = _radii(real, k), _radii(made, k)
-    inside, density, recalled, covered = 0, 0, torch.zeros(len(real), dtype=torch.bool), torch.zeros(len(real), dtype=torch.bool)
+    inside, density = 0, 0
+    recalled, covered = [torch.zeros(len(real), dtype=torch.bool) for _ in range(2)]
     for c, radius in zip(made.split(1000), M.split(1000)):
         d = torch.cdist(c, real)
         ball = d < R
-        inside, density = inside + ball.any(1).sum().item(), density + ball.sum().item()
-        recalled |= (d < radius[:, None]).any(0); covered |= ball.any(0)
+        inside += ball.any(1).sum().item()
+        density += ball.sum().item()
+        recalled |= (d < radius[:, None]).any(0)
+        covered |= ball.any(0)
     share = lambda mask: mask.float().mean().item()
-    return dict(precision=inside/len(made), recall=share(recalled), density=density/(k*len(made)), coverage=share(covered))
+    return dict(precision=inside/len(made), recall=share(recalled), density=density/(k*len(made)),
+                coverage=share(covered))
 
 # %% ../../nbs/zoo/evaluation.ipynb #af235b0e
 def nearest(
@@ -173,24 +221,30 @@ def nearest(
     b # uint8 (m, 28, 28)
 ): # distances (n,) and indices in b (n,)
     "For each image in `a` the nearest in `b`, in grey levels a pixel (root mean square)."
-    flat, best = b.flatten(1).float(), []
+    flat = b.flatten(1).float()
     square = flat.square().sum(1)
-    for c in a.flatten(1).float().split(500): best.append((square - 2*c @ flat.T).argmin(1))           # the term that all share is left out
-    best = torch.cat(best)
+    # the term that all share is left out
+    closest = lambda c: (square - 2*c.flatten(1).float() @ flat.T).argmin(1)
+    best = in_batches(closest, a, 500)
     return (a.float() - b[best].float()).square().mean((1, 2)).sqrt(), best
 
+# %% ../../nbs/zoo/evaluation.ipynb #38cf2a78
 def novelty(
     made, held_out, # distances (n,), (m,) to the nearest training image
     made_digits, held_out_digits # of the same images
 ) -> float:
-    "C_T: by how many standard deviations samples are nearer (negative) or farther than held-out images, compared digit by digit."
+    """C_T (Meehan et al., 2020), compared digit by digit.
+
+    By how many standard deviations samples are nearer (negative) or farther than held-out images."""
     excess = variance = 0.
     for d in range(10):
         q, p = made[made_digits == d], held_out[held_out_digits == d].sort().values
-        if not len(q) or not len(p): continue
-        farther = (torch.searchsorted(p, q) + torch.searchsorted(p, q, right=True)).double().sum()/2              # pairs (p, q) with p < q; ties count half
-        excess += farther - len(p)*len(q)/2
-        variance += len(p)*len(q)*(len(p) + len(q) + 1)/12
+        m, n = len(p), len(q)
+        if not m or not n: continue
+        # pairs with p < q; ties count half
+        below = torch.searchsorted(p, q) + torch.searchsorted(p, q, right=True)
+        excess += below.double().sum()/2 - m*n/2
+        variance += m*n*(m + n + 1)/12
     return float(excess/math.sqrt(variance)) if variance else 0.
 
 # %% ../../nbs/zoo/evaluation.ipynb #8985a574
@@ -202,11 +256,13 @@ def chi2(
     expected = frequencies*len(digits)
     return ((digits.bincount(minlength=10)[:10] - expected).square()/expected).sum().item()
 
+# %% ../../nbs/zoo/evaluation.ipynb #bc3c4c17
 def border(
     images # uint8 (n, 28, 28)
 ) -> float:
     "Mean grey level (0 to 255) of the outermost two pixels."
-    edge = torch.ones(28, 28, dtype=torch.bool); edge[2:-2, 2:-2] = False
+    edge = torch.ones(28, 28, dtype=torch.bool)
+    edge[2:-2, 2:-2] = False
     return images[:, edge].float().mean().item()
 
 # %% ../../nbs/zoo/evaluation.ipynb #5fdaeb2e
@@ -218,16 +274,18 @@ def features_of(
     mean=0., std=1. # (224,), of the training images
 ) -> torch.Tensor: # (n, 224)
     "What the first judge sees in images."
-    with torch.inference_mode(): return (torch.cat([net.features(normalize(x)) for x in pixels.split(500)]) - mean)/std
+    return (in_batches(lambda x: net.features(normalize(x)), pixels, 500) - mean)/std
 
+# %% ../../nbs/zoo/evaluation.ipynb #caf4791c
 def load_judge(
     name # 'features' or 'labels'
 ): # (the network, its other tensors, the header of its file)
     "One of the two bundled classifiers, ready to look at images."
     tensors, header = load_checkpoint(WEIGHTS/f'judge-{name}.safetensors')
-    net, parts = JUDGES[name](), {k: tensors[k].float() for k in tensors if not k.startswith(('train.', 'test.'))}
-    net.load_state_dict(parts)
-    return net.eval().requires_grad_(False), {k: v for k, v in tensors.items() if k not in parts}, header
+    measured = {k: v for k, v in tensors.items() if k.startswith(('train.', 'test.'))}
+    net = JUDGES[name]()
+    net.load_state_dict({k: v.float() for k, v in tensors.items() if k not in measured})
+    return net.eval().requires_grad_(False), measured, header
 
 # %% ../../nbs/zoo/evaluation.ipynb #b228cd31
 @dataclass
@@ -243,7 +301,7 @@ class Assessment:
     def __getitem__(self, i): return Assessment(*(getattr(self, f.name)[i] for f in fields(self)))
     def __len__(self): return len(self.pixels)
 
-# %% ../../nbs/zoo/evaluation.ipynb #d23160e6
+# %% ../../nbs/zoo/evaluation.ipynb #e8ff432b
 STORED = WEIGHTS/'judge-real.safetensors'
 
 def _identity(judge):
@@ -252,7 +310,7 @@ def _identity(judge):
     images = {k: checksum({'pixels': getattr(judge, k).pixels}) for k in ('train', 'test')}
     return dict(judges=names, images=images)
 
-# %% ../../nbs/zoo/evaluation.ipynb #b94f639f
+# %% ../../nbs/zoo/evaluation.ipynb #0eecfb2a
 class Judge:
     "Two classifiers and what they see in real digits."
     def __init__(self,
@@ -324,7 +382,7 @@ def compare(self:Judge,
             'FD∞': frechet_infinity(assessed.features, reference),
             'KID': d, 'KID ±': se, **prdc(real.features[:m], some)}
 
-# %% ../../nbs/zoo/evaluation.ipynb #3a1e2f35
+# %% ../../nbs/zoo/evaluation.ipynb #21b67ad3
 @patch
 def alone(self:Judge,
     assessed, # an Assessment
@@ -342,7 +400,7 @@ def alone(self:Judge,
     counts.index_put_((labels, assessed.digits), torch.tensor(1), accumulate=True)
     return out | dict(accuracy=right, confusion=counts.tolist())
 
-# %% ../../nbs/zoo/evaluation.ipynb #f1f32f2c
+# %% ../../nbs/zoo/evaluation.ipynb #8297793f
 @patch
 def floor(self:Judge, n) -> dict:
     "What n real digits (at most 10,000; for novelty 5,000) score where samples should be."
@@ -355,36 +413,64 @@ def floor(self:Judge, n) -> dict:
     return self.floors[n]
 
 # %% ../../nbs/zoo/evaluation.ipynb #3a9e4ab5
-NAMES = {'FD': 'Fréchet distance (FD)', 'FD∞': 'FD∞', 'KID': 'KID · 1000', 'precision': 'precision', 'recall': 'recall', 'density': 'density', 'coverage': 'coverage'}
-ALONE = {'accuracy': 'accuracy of the digit asked for', 'confident': 'confident', 'chi2': 'χ² of the digits (9 expected)', 'novelty': 'C_T, novelty (0 is new)', 'border': 'border, grey level'}
+NAMES = {'FD': 'Fréchet distance (FD)', 'FD∞': 'FD∞', 'KID': 'KID · 1000', 'precision': 'precision',
+         'recall': 'recall', 'density': 'density', 'coverage': 'coverage'}
+ALONE = {'accuracy': 'accuracy of the digit asked for', 'confident': 'confident',
+         'chi2': 'χ² of the digits (9 expected)', 'novelty': 'C_T, novelty (0 is new)',
+         'border': 'border, grey level'}
 
 class Scores(dict):
     "The numbers of a set of samples and of as many real digits; prints as a table."
+    @staticmethod
+    def _show(s, k):
+        "A number as the table has it."
+        if k not in s: return None
+        if k == 'KID':
+            error = '' if s['KID ±'] is None else f" ± {1e3*s['KID ±']:.2f}"
+            return f"{1e3*s['KID']:.2f}{error}"
+        return f'{s[k]:.1%}' if k in ('accuracy', 'confident') else f'{s[k]:.3f}'
+
     def table(self) -> Table:
-        def show(s, k):
-            if k not in s: return None
-            if k == 'KID': return f"{1e3*s['KID']:.2f}" + (f" ± {1e3*s['KID ±']:.2f}" if s['KID ±'] is not None else '')
-            return f'{s[k]:.1%}' if k in ('accuracy', 'confident') else f'{s[k]:.3f}'
-        rows = [{'': f'{name}, to {split} images', f"{self['n']:,} samples": show(self[split], k), f"{self['floor']['n']:,} real digits": show(self['floor'][split], k)} for split in ('train', 'test') for k, name in NAMES.items()]
-        rows += [{'': name, f"{self['n']:,} samples": show(self, k), f"{self['floor']['n']:,} real digits": show(self['floor'], k)} for k, name in ALONE.items() if k != 'accuracy' or k in self]
+        samples, real = f"{self['n']:,} samples", f"{self['floor']['n']:,} real digits"
+        def row(name, k, mine, floor):
+            return {'': name, samples: self._show(mine, k), real: self._show(floor, k)}
+        rows = [row(f'{name}, to {split} images', k, self[split], self['floor'][split])
+                for split in ('train', 'test') for k, name in NAMES.items()]
+        rows += [row(name, k, self, self['floor']) for k, name in ALONE.items()
+                 if k != 'accuracy' or k in self]
         return Table(rows)
 
     def __repr__(self): return repr(self.table())
     def _repr_markdown_(self): return self.table()._repr_markdown_()
 
+# %% ../../nbs/zoo/evaluation.ipynb #8c53183e
+def brief(
+    scores # of evaluate, or a row of results, or its floor
+) -> dict:
+    "The numbers of a set of samples in one row of a table, distances to the training images."
+    s, t = scores, scores['train']
+    near = {k: t[k] for k in ('precision', 'recall', 'density', 'coverage')}
+    return {'FD': t['FD'], 'KID · 1000': 1e3*t['KID'], **near, 'accuracy': s.get('accuracy'),
+            'confident': s['confident'], 'χ²': s['chi2'], 'C_T': s['novelty'], 'border': s['border']}
+
+# %% ../../nbs/zoo/evaluation.ipynb #223948cc
 @functools.cache
 def get_judge() -> Judge:
     "One judge for the whole process: it remembers what it saw in real images."
     return Judge()
 
+# %% ../../nbs/zoo/evaluation.ipynb #658d08cf
 @patch
 def score(self:Judge,
-    seen, # Assessment
+    assessed, # an Assessment
     labels=None # (n,) int64, the digits that were asked for
 ) -> Scores:
     "All numbers of a set, beside its floor."
-    return Scores(n=len(seen), train=self.compare(seen, 'train'), test=self.compare(seen, 'test'), **self.alone(seen, labels), floor=self.floor(len(seen)))
+    n, splits = len(assessed), ('train', 'test')
+    distances = {split: self.compare(assessed, split) for split in splits}
+    return Scores(n=n, **distances, **self.alone(assessed, labels), floor=self.floor(n))
 
+# %% ../../nbs/zoo/evaluation.ipynb #02faf4ca
 def evaluate(
     images, # n ≥ 2 images, as check_images takes them
     labels=None # the digits that were asked for: None, one, or n
@@ -397,29 +483,32 @@ def evaluate(
 
 # %% ../../nbs/zoo/evaluation.ipynb #351817f2
 def neighbours(
-    seen, # Assessment
+    assessed, # an Assessment
     n=16 # images in a row
 ) -> torch.Tensor: # uint8 (4n, 28, 28), or fewer if there are fewer samples
-    "Four rows: the samples nearest to a training image, those training images, the first samples, and theirs."
-    train, close = get_judge().train.pixels, seen.nn_distance.argsort(stable=True)[:n]
-    return torch.cat([x for i in (close, slice(n)) for x in (seen.pixels[i], train[seen.nn_index[i]])])
+    "Four rows: the samples nearest to a training image, those images, the first samples, theirs."
+    train, close = get_judge().train.pixels, assessed.nn_distance.argsort(stable=True)[:n]
+    rows = [x for i in (close, slice(n)) for x in (assessed.pixels[i], train[assessed.nn_index[i]])]
+    return torch.cat(rows)
 
 # %% ../../nbs/zoo/evaluation.ipynb #20f5d388
 def show_confusion(
     scores, # of evaluate, with labels
     title='', ax=None
 ): # the axes
-    "What was asked for (rows) and what the second judge sees (columns), as counts; the diagonal is left white."
+    "What was asked for (rows) and what is seen (columns), as counts; the diagonal is left white."
     import matplotlib.pyplot as plt
     counts = torch.tensor(scores['confusion'])
     wrong = counts.clone().fill_diagonal_(0)
+    share = wrong/counts.sum(1, keepdim=True).clamp(min=1)
     with style():
         if ax is None: fig, ax = plt.subplots(figsize=(4.2, 4), layout='constrained')
-        ax.imshow(wrong/counts.sum(1, keepdim=True).clamp(min=1), cmap='Oranges', vmin=0)
-        for i in range(10):
-            for j in range(10):
-                if counts[i, j]: ax.text(j, i, counts[i, j].item(), ha='center', va='center', fontsize=7, color='#999999' if i == j else 'black')
-        ax.set(xticks=range(10), yticks=range(10), xlabel='seen', ylabel='asked for', title=f"{title}\n{scores['accuracy']:.2%} of {counts.sum()}".strip())
+        ax.imshow(share, cmap='Oranges', vmin=0)
+        for i, j in counts.nonzero().tolist():
+            colour = '#999999' if i == j else 'black'
+            ax.text(j, i, counts[i, j].item(), ha='center', va='center', fontsize=7, color=colour)
+        heading = f"{title}\n{scores['accuracy']:.2%} of {counts.sum()}".strip()
+        ax.set(xticks=range(10), yticks=range(10), xlabel='seen', ylabel='asked for', title=heading)
     return ax
 
 # %% ../../nbs/zoo/evaluation.ipynb #14c308af
@@ -429,27 +518,41 @@ def plane(
 ): # an array (n, 2) for each
     "Project sets together into one plane with UMAP."
     try: from umap import UMAP
-    except ImportError: raise ValueError('the projection needs umap-learn: pip install umap-learn') from None
+    except ImportError:
+        raise ValueError('the projection needs umap-learn: pip install umap-learn') from None
     import warnings
+    everything = np.concatenate([np.asarray(s, np.float32) for s in sets])
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore')                              # UMAP says that a fixed seed costs it its parallelism
-        z = UMAP(random_state=seed).fit_transform(np.concatenate([np.asarray(s, np.float32) for s in sets]))
+        warnings.simplefilter('ignore')       # UMAP says that a fixed seed costs its parallelism
+        z = UMAP(random_state=seed).fit_transform(everything)
     return np.split(z, np.cumsum([len(s) for s in sets])[:-1])
 
+# %% ../../nbs/zoo/evaluation.ipynb #82ab674a
+def _show_plane(left, right, r, m, labels, name):
+    "Real and generated points on the left; the real ones by class on the right."
+    left.scatter(*r.T, s=5, color=PALETTE[0], label='real')
+    left.scatter(*m.T, s=5, color=PALETTE[1], alpha=.6, label='generated')
+    left.legend(markerscale=3)
+    classes = right.scatter(*r.T, s=5, c=labels, cmap='tab10')
+    right.scatter(*m.T, s=3, color='#cccccc', zorder=0)
+    right.legend(*classes.legend_elements(), markerscale=.8, fontsize=8, loc='center left',
+                 bbox_to_anchor=(1, .5))
+    left.set(title=f'in the space of {name}', xticks=[], yticks=[])
+    right.set(title='real, by class (generated in grey)', xticks=[], yticks=[])
+
+# %% ../../nbs/zoo/evaluation.ipynb #d4fed4b5
 def show_planes(
-    real, labels, # Assessment, and the digits they are
-    made, # Assessment
+    real, labels, # an Assessment, and the digits they are
+    made, # an Assessment
     title=''
 ): # the figure
-    "Real and generated digits in the plane: by pixels above, by features below; all on the left, the classes on the right."
+    "Real and generated digits in the plane: by pixels above, by features below."
     import matplotlib.pyplot as plt
+    spaces = {'pixels': lambda s: s.pixels.flatten(1)/255, 'features': lambda s: s.features}
     with style():
-        fig, axes = plt.subplots(2, 2, figsize=(9, 8), layout='constrained')
-        for (left, right), (space, of) in zip(axes, {'pixels': lambda s: s.pixels.flatten(1)/255, 'features': lambda s: s.features}.items()):
+        fig, axes = plt.subplots(2, 2, figsize=(8.2, 7.6), layout='constrained')
+        for (left, right), (name, of) in zip(axes, spaces.items()):
             r, m = plane(of(real), of(made))
-            left.scatter(*r.T, s=5, color=PALETTE[0], label='real'); left.scatter(*m.T, s=5, color=PALETTE[1], alpha=.6, label='generated'); left.legend(markerscale=3)
-            classes = right.scatter(*r.T, s=5, c=labels, cmap='tab10'); right.scatter(*m.T, s=3, color='#cccccc', zorder=0)
-            right.legend(*classes.legend_elements(), markerscale=.8, fontsize=8, loc='center left', bbox_to_anchor=(1, .5))
-            left.set(title=f'in the space of {space}', xticks=[], yticks=[]); right.set(title='real, by class (generated in grey)', xticks=[], yticks=[])
+            _show_plane(left, right, r, m, labels, name)
         if title: fig.suptitle(title, fontsize=10.5)
     return fig
