@@ -12,18 +12,21 @@ import torch
 def orthogonalize(
     g # (n, r, c), n matrices
 ) -> torch.Tensor: # (n, r, c): the same singular vectors, singular values from about 0.7 to 1.2
-    "Five Newton-Schulz steps towards the nearest (semi-)orthogonal matrices, with the coefficients of Muon (Jordan et al., 2024)."
+    """Five Newton-Schulz steps towards the nearest (semi-)orthogonal matrices.
+
+    With the coefficients of Muon (Jordan et al., 2024)."""
     if g.shape[1] > g.shape[2]: return orthogonalize(g.mT).mT
     x, (a, b, c) = g/(g.norm(dim=(1, 2), keepdim=True) + 1e-7), (3.4445, -4.7750, 2.0315)
     A, Q = x@x.mT, None
     for _ in range(5):
         P = torch.baddbmm(A, A, A, beta=b, alpha=c)
         P.diagonal(dim1=1, dim2=2).add_(a)
-        A, Q = P@A@P, P if Q is None else P@Q                       # all of them are polynomials of the first A, and commute
+        A, Q = P@A@P, P if Q is None else P@Q                        # polynomials of A: they commute
     return Q@x
 
+# %% ../../nbs/lab/muon.ipynb #afdd0204
 def hidden_kernels(net) -> list: # parameters
-    "The weights of the layers between the first convolution and the last, as far as they are matrices or kernels and not tables."
+    "The matrices and kernels between the first layer and the last; tables are none."
     tables = {id(m.weight) for m in net.modules() if isinstance(m, torch.nn.Embedding)}
     kernels = [p for p in net.parameters() if p.ndim > 1 and id(p) not in tables]
     ends = [p for p in kernels if p.ndim > 2] or kernels
@@ -31,39 +34,53 @@ def hidden_kernels(net) -> list: # parameters
 
 # %% ../../nbs/lab/muon.ipynb #7e14e379
 class Muon(torch.optim.Optimizer):
-    "Muon for some parameters (Jordan et al., 2024, scaled as by Liu et al., 2025), AdamW for the others."
-    def __init__(self, 
+    """Muon for some parameters (Jordan et al., 2024), AdamW for the others.
+
+    Its steps are scaled to those of AdamW (Liu et al., 2025)."""
+    def __init__(self,
         hidden, # parameters for Muon, each with at least two axes, the outputs first
         others, # parameters for AdamW
-        lr=1e-3, weight_decay=0., momentum=.95, 
+        lr=1e-3, weight_decay=0., momentum=.95,
         fused=False # AdamW in one kernel
     ):
         self.adamw = torch.optim.AdamW(others, lr, weight_decay=weight_decay, fused=fused)
-        super().__init__([dict(params=hidden), *self.adamw.param_groups], dict(lr=lr, weight_decay=weight_decay, momentum=momentum, fused=fused))
-        self.adamw.state = self.state                               # one state and one list of groups for both
+        defaults = dict(lr=lr, weight_decay=weight_decay, momentum=momentum, fused=fused)
+        super().__init__([dict(params=hidden), *self.adamw.param_groups], defaults)
+        self.adamw.state = self.state         # one state and one list of groups for both
 
     @torch.no_grad()
     def step(self):
         self.adamw.step()
-        group, same = self.param_groups[0], {}
+        group, by_shape = self.param_groups[0], {}
         for p in group['params']:
-            if p.grad is not None: same.setdefault(p.shape, []).append(p)
-        for shape, ps in same.items():
-            grads = [p.grad for p in ps]
-            for p in ps:
-                if not self.state[p]: self.state[p]['momentum'] = torch.zeros_like(p)
-            buffers = [self.state[p]['momentum'] for p in ps]
-            torch._foreach_lerp_(buffers, grads, 1 - group['momentum'])
-            ahead = torch.stack(torch._foreach_lerp(grads, buffers, group['momentum']))            # Nesterov's
-            # the inputs in the order in which kernels lie in memory
-            step = orthogonalize(ahead.movedim(2, -1).flatten(2)).unflatten(2, (*shape[2:], shape[1])).movedim(-1, 2)
-            rows, columns = shape[0], shape[1:].numel()
-            torch._foreach_mul_(ps, 1 - group['lr']*group['weight_decay'])
-            torch._foreach_add_(ps, list(step.unbind()), alpha=-.2*max(rows, columns)**.5*group['lr'])
+            if p.grad is not None: by_shape.setdefault(p.shape, []).append(p)
+        for shape, ps in by_shape.items():
+            self._step(ps, shape, group['lr'], group['weight_decay'], group['momentum'])
 
-def make_optimizer(net, recipe, fused=False):
+    def _step(self, ps, shape, lr, weight_decay, momentum):
+        "A step of kernels of the same shape."
+        grads = [p.grad for p in ps]
+        for p in ps:
+            if not self.state[p]: self.state[p]['momentum'] = torch.zeros_like(p)
+        buffers = [self.state[p]['momentum'] for p in ps]
+        torch._foreach_lerp_(buffers, grads, 1 - momentum)
+        ahead = torch.stack(torch._foreach_lerp(grads, buffers, momentum))   # Nesterov's
+        # the inputs in the order in which kernels lie in memory
+        step = orthogonalize(ahead.movedim(2, -1).flatten(2))
+        step = step.unflatten(2, (*shape[2:], shape[1])).movedim(-1, 2)
+        rows, columns = shape[0], shape[1:].numel()
+        torch._foreach_mul_(ps, 1 - lr*weight_decay)
+        torch._foreach_add_(ps, list(step.unbind()), alpha=-.2*max(rows, columns)**.5*lr)
+
+# %% ../../nbs/lab/muon.ipynb #dbededdc
+def make_optimizer(
+    net,
+    recipe, # has lr, weight_decay and optimizer: 'adamw' or 'muon'
+    fused=False # AdamW in one kernel
+):
     "The recipe's optimiser for a network."
     kw = dict(lr=recipe.lr, weight_decay=recipe.weight_decay, fused=fused)
     if recipe.optimizer == 'adamw': return torch.optim.AdamW(net.parameters(), **kw)
     hidden = hidden_kernels(net)
-    return Muon(hidden, [p for p in net.parameters() if all(p is not q for q in hidden)], **kw)
+    others = [p for p in net.parameters() if all(p is not q for q in hidden)]
+    return Muon(hidden, others, **kw)

@@ -45,7 +45,7 @@ class Plain(nn.Module):
 
     def forward(self, x): return self.head(self.body(x).mean((2, 3)))  # -> (B, 10)
 
-# %% ../../nbs/zoo/evaluation.ipynb #ab3c950a
+# %% ../../nbs/zoo/evaluation.ipynb #cc736050
 class Residual(nn.Module):
     "A residual network (He et al., 2016) for 28×28 images in [-1, 1]; it says which digit it sees."
     def __init__(self):
@@ -72,9 +72,9 @@ def jitter(
     where = F.affine_grid(maps, x.shape, align_corners=False)
     return F.grid_sample(x + 1, where, align_corners=False) - 1      # outside is background
 
-# %% ../../nbs/zoo/evaluation.ipynb #7590d33c
+# %% ../../nbs/zoo/evaluation.ipynb #99ce1bca
 class Recognition:
-    "What the trainer needs to train a classifier: cross-entropy, on jittered images while training."
+    "What the trainer needs to train a classifier: cross-entropy, on jittered images."
     def __init__(self,
         smoothing=0. # of the labels (Szegedy et al., 2016)
     ): self.smoothing = smoothing
@@ -84,7 +84,7 @@ class Recognition:
         if not net.training: return F.cross_entropy(net(x).float(), y)
         return F.cross_entropy(net(jitter(x, rng)).float(), y, label_smoothing=self.smoothing)
 
-# %% ../../nbs/zoo/evaluation.ipynb #043ab06a
+# %% ../../nbs/zoo/evaluation.ipynb #78307ec7
 def _as_tensor(images):
     "Arrays as tensors: they may be turned, or of another byte order."
     if isinstance(images, torch.Tensor): return images
@@ -115,7 +115,8 @@ def check_images(
                              'floats must be in [0, 1] (or give bytes, uint8)')
         images = to_uint8(images)
     if images.dtype != torch.uint8:
-        raise ValueError(f'images of type {images.dtype}: expected bytes (uint8) or floats in [0, 1]')
+        raise ValueError(f'images of type {images.dtype}: expected bytes (uint8) or floats '
+                         'in [0, 1]')
     return images.cpu()
 
 # %% ../../nbs/zoo/evaluation.ipynb #b28893d9
@@ -126,7 +127,7 @@ def moments(
     f = features.double()
     return f.mean(0), f.T.cov()
 
-# %% ../../nbs/zoo/evaluation.ipynb #16032a42
+# %% ../../nbs/zoo/evaluation.ipynb #2b890e26
 def frechet(
     a, b # (mean, covariance) of each set
 ) -> float:
@@ -137,7 +138,7 @@ def frechet(
     cross = torch.linalg.eigvalsh(root @ Σ2 @ root).clamp(min=0).sqrt().sum()
     return ((μ1 - μ2).square().sum() + Σ1.trace() + Σ2.trace() - 2*cross).item()
 
-# %% ../../nbs/zoo/evaluation.ipynb #33e17d8f
+# %% ../../nbs/zoo/evaluation.ipynb #ed880141
 def frechet_infinity(
     features, # (n, d) of the samples
     reference, # (mean, covariance) of a large set
@@ -158,13 +159,13 @@ def frechet_infinity(
 
 # %% ../../nbs/zoo/evaluation.ipynb #ab3231d5
 def _kernel_sums(x, y, within, m):
-    "Sums of the cubic kernel over pairs, by block of x and block of y; within a set, without itself."
+    "Sums of the cubic kernel over pairs, by blocks of x and y; within a set, without itself."
     B, out = len(x)//m, []
     for c in x.split(m): out.append(((c @ y.T/y.shape[1] + 1)**3).view(m, B, m).sum((0, 2)))
     itself = (x.square().mean(1) + 1).pow(3).view(B, m).sum(1)
     return torch.stack(out) - within*torch.diag(itself)
 
-# %% ../../nbs/zoo/evaluation.ipynb #2d8aa5e1
+# %% ../../nbs/zoo/evaluation.ipynb #7f0d0670
 def kid(
     a, b, # features (n, d), (m, d)
     blocks=20, # into which both sets are dealt for the standard error
@@ -194,7 +195,7 @@ def _radii(x, k, chunk=1000):
     nth = min(k + 1, len(x))
     return torch.cat([torch.cdist(c, x).kthvalue(nth, 1).values for c in x.split(chunk)])
 
-# %% ../../nbs/zoo/evaluation.ipynb #c265edc1
+# %% ../../nbs/zoo/evaluation.ipynb #8dbf6439
 def prdc(
     real, made, # features (n, d), (m, d): sets of like size
     k=5
@@ -228,14 +229,14 @@ def nearest(
     best = in_batches(closest, a, 500)
     return (a.float() - b[best].float()).square().mean((1, 2)).sqrt(), best
 
-# %% ../../nbs/zoo/evaluation.ipynb #38cf2a78
+# %% ../../nbs/zoo/evaluation.ipynb #48bccca2
 def novelty(
     made, held_out, # distances (n,), (m,) to the nearest training image
     made_digits, held_out_digits # of the same images
 ) -> float:
     """C_T (Meehan et al., 2020), compared digit by digit.
 
-    By how many standard deviations samples are nearer (negative) or farther than held-out images."""
+    By how many standard deviations samples are nearer (negative) or farther than real images."""
     excess = variance = 0.
     for d in range(10):
         q, p = made[made_digits == d], held_out[held_out_digits == d].sort().values
@@ -256,7 +257,7 @@ def chi2(
     expected = frequencies*len(digits)
     return ((digits.bincount(minlength=10)[:10] - expected).square()/expected).sum().item()
 
-# %% ../../nbs/zoo/evaluation.ipynb #bc3c4c17
+# %% ../../nbs/zoo/evaluation.ipynb #012e1920
 def border(
     images # uint8 (n, 28, 28)
 ) -> float:
@@ -276,7 +277,7 @@ def features_of(
     "What the first judge sees in images."
     return (in_batches(lambda x: net.features(normalize(x)), pixels, 500) - mean)/std
 
-# %% ../../nbs/zoo/evaluation.ipynb #caf4791c
+# %% ../../nbs/zoo/evaluation.ipynb #3832ce60
 def load_judge(
     name # 'features' or 'labels'
 ): # (the network, its other tensors, the header of its file)
@@ -301,7 +302,7 @@ class Assessment:
     def __getitem__(self, i): return Assessment(*(getattr(self, f.name)[i] for f in fields(self)))
     def __len__(self): return len(self.pixels)
 
-# %% ../../nbs/zoo/evaluation.ipynb #e8ff432b
+# %% ../../nbs/zoo/evaluation.ipynb #d23160e6
 STORED = WEIGHTS/'judge-real.safetensors'
 
 def _identity(judge):
@@ -310,7 +311,7 @@ def _identity(judge):
     images = {k: checksum({'pixels': getattr(judge, k).pixels}) for k in ('train', 'test')}
     return dict(judges=names, images=images)
 
-# %% ../../nbs/zoo/evaluation.ipynb #0eecfb2a
+# %% ../../nbs/zoo/evaluation.ipynb #b94f639f
 class Judge:
     "Two classifiers and what they see in real digits."
     def __init__(self,
@@ -382,14 +383,14 @@ def compare(self:Judge,
             'FD∞': frechet_infinity(assessed.features, reference),
             'KID': d, 'KID ±': se, **prdc(real.features[:m], some)}
 
-# %% ../../nbs/zoo/evaluation.ipynb #21b67ad3
+# %% ../../nbs/zoo/evaluation.ipynb #e03c325c
 @patch
 def alone(self:Judge,
     assessed, # an Assessment
     labels=None # (n,), the digits that were asked for
 ) -> dict:
     "The numbers that need no distance in features."
-    held_out = self.real['test'][5000:]                              # the other half is for the floor
+    held_out = self.real['test'][5000:]       # the other half is for the floor
     new = novelty(assessed.nn_distance, held_out.nn_distance, assessed.digits, held_out.digits)
     sure = (assessed.confidence >= .9).float().mean().item()
     out = dict(novelty=new, chi2=chi2(assessed.digits, self.frequencies), confident=sure,
@@ -400,7 +401,7 @@ def alone(self:Judge,
     counts.index_put_((labels, assessed.digits), torch.tensor(1), accumulate=True)
     return out | dict(accuracy=right, confusion=counts.tolist())
 
-# %% ../../nbs/zoo/evaluation.ipynb #8297793f
+# %% ../../nbs/zoo/evaluation.ipynb #f1f32f2c
 @patch
 def floor(self:Judge, n) -> dict:
     "What n real digits (at most 10,000; for novelty 5,000) score where samples should be."
@@ -443,7 +444,7 @@ class Scores(dict):
     def __repr__(self): return repr(self.table())
     def _repr_markdown_(self): return self.table()._repr_markdown_()
 
-# %% ../../nbs/zoo/evaluation.ipynb #8c53183e
+# %% ../../nbs/zoo/evaluation.ipynb #3ec8a501
 def brief(
     scores # of evaluate, or a row of results, or its floor
 ) -> dict:
@@ -451,15 +452,16 @@ def brief(
     s, t = scores, scores['train']
     near = {k: t[k] for k in ('precision', 'recall', 'density', 'coverage')}
     return {'FD': t['FD'], 'KID · 1000': 1e3*t['KID'], **near, 'accuracy': s.get('accuracy'),
-            'confident': s['confident'], 'χ²': s['chi2'], 'C_T': s['novelty'], 'border': s['border']}
+            'confident': s['confident'], 'χ²': s['chi2'], 'C_T': s['novelty'],
+            'border': s['border']}
 
-# %% ../../nbs/zoo/evaluation.ipynb #223948cc
+# %% ../../nbs/zoo/evaluation.ipynb #e7f6e919
 @functools.cache
 def get_judge() -> Judge:
     "One judge for the whole process: it remembers what it saw in real images."
     return Judge()
 
-# %% ../../nbs/zoo/evaluation.ipynb #658d08cf
+# %% ../../nbs/zoo/evaluation.ipynb #3127495c
 @patch
 def score(self:Judge,
     assessed, # an Assessment
@@ -470,7 +472,7 @@ def score(self:Judge,
     distances = {split: self.compare(assessed, split) for split in splits}
     return Scores(n=n, **distances, **self.alone(assessed, labels), floor=self.floor(n))
 
-# %% ../../nbs/zoo/evaluation.ipynb #02faf4ca
+# %% ../../nbs/zoo/evaluation.ipynb #d6084851
 def evaluate(
     images, # n ≥ 2 images, as check_images takes them
     labels=None # the digits that were asked for: None, one, or n
@@ -527,7 +529,7 @@ def plane(
         z = UMAP(random_state=seed).fit_transform(everything)
     return np.split(z, np.cumsum([len(s) for s in sets])[:-1])
 
-# %% ../../nbs/zoo/evaluation.ipynb #82ab674a
+# %% ../../nbs/zoo/evaluation.ipynb #038862ab
 def _show_plane(left, right, r, m, labels, name):
     "Real and generated points on the left; the real ones by class on the right."
     left.scatter(*r.T, s=5, color=PALETTE[0], label='real')
@@ -540,7 +542,7 @@ def _show_plane(left, right, r, m, labels, name):
     left.set(title=f'in the space of {name}', xticks=[], yticks=[])
     right.set(title='real, by class (generated in grey)', xticks=[], yticks=[])
 
-# %% ../../nbs/zoo/evaluation.ipynb #d4fed4b5
+# %% ../../nbs/zoo/evaluation.ipynb #f33141d7
 def show_planes(
     real, labels, # an Assessment, and the digits they are
     made, # an Assessment
