@@ -1,5 +1,5 @@
 # make demo       digits from every bundled model, in demo/
-# make test       every test
+# make test       every test (TESTS=tests/test_site.py: those of one file)
 # make site       the site, in _docs/ (with Quarto where it is installed, else with smalldocs)
 # make speedrun   ten minutes of training, then 10,000 digits and what they are worth, in runs/speedrun/ (MINUTES=60: an hour)
 # make notebooks  run every notebook again and save its outputs, export the library, write README.md
@@ -38,8 +38,9 @@ demo: $(VENV)/.installed
 	done
 	@$(BIN)/mnistgen list
 
+test: TESTS ?= tests
 test: $(VENV)/.installed-dev
-	@$(BIN)/python -m pytest -q -p no:logging tests
+	@$(BIN)/python -m pytest -q -p no:logging --durations=10 $(TESTS)
 
 site: $(VENV)/.installed-dev
 	@$(BIN)/python tools/site.py
@@ -50,7 +51,7 @@ speedrun: $(VENV)/.installed
 
 notebooks: $(VENV)/.installed-dev
 	$(BIN)/nbdev_export
-	$(BIN)/python tools/refresh.py $(sort $(wildcard nbs/lab/*.ipynb)) $(sort $(wildcard nbs/*.ipynb))
+	$(BIN)/python tools/refresh.py $(sort $(wildcard nbs/*.ipynb nbs/*/*.ipynb))
 	$(BIN)/nbdev_clean
 	$(BIN)/python tools/readme.py
 
