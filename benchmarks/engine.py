@@ -45,7 +45,7 @@ def reference(contender, kind):
     from diffusers import UNet2DModel
     if kind in ('vae', 'decoder'):
         net = autoencoder()
-        def check_integer(x): q = net.encode(x).latent_dist; return net.decode(q.sample()).sample, q.kl()
+        def whole(x): q = net.encode(x).latent_dist; return net.decode(q.sample()).sample, q.kl()
         run = whole if kind == 'vae' else net.decode                # a compiled network is compiled for forward() alone, which gives no nats
     else:
         channels = CONFIG[kind]['channels']

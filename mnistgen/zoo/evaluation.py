@@ -21,7 +21,7 @@ from torch import nn
 
 from ..lab.data import BUNDLED, check_labels, draw, make_rng, load_images, normalize, to_uint8
 from ..lab.plotting import PALETTE, Table, style
-from ..lab.store import WEIGHTS, load_checkpoint
+from ..lab.store import WEIGHTS, checksum, load_checkpoint, read_header
 from ..unet import Downsample, ResBlock
 
 # %% ../../nbs/zoo/evaluation.ipynb #fb51af9c
@@ -233,23 +233,46 @@ def load_judge(
 @dataclass
 class Assessment:
     "What the judges see in n images."
-    pixels: torch.Tensor       # uint8 (n, 28, 28)
-    features: torch.Tensor     # (n, 224)
-    digits: torch.Tensor       # (n,) int64
-    confidence: torch.Tensor   # (n,), probability of that digit
-    nn_distance: torch.Tensor         # (n,), distance to the nearest training image
-    nn_index: torch.Tensor         # (n,), its index
+    pixels: torch.Tensor                      # uint8 (n, 28, 28)
+    features: torch.Tensor                    # (n, 224)
+    digits: torch.Tensor                      # (n,) int64
+    confidence: torch.Tensor                  # (n,), probability of that digit
+    nn_distance: torch.Tensor                 # (n,), to the nearest training image
+    nn_index: torch.Tensor                    # (n,), which one that is
 
     def __getitem__(self, i): return Assessment(*(getattr(self, f.name)[i] for f in fields(self)))
     def __len__(self): return len(self.pixels)
 
+# %% ../../nbs/zoo/evaluation.ipynb #d23160e6
+STORED = WEIGHTS/'judge-real.safetensors'
+
+def _identity(judge):
+    "What stored assessments belong to: the two judges and the images, by their checksums."
+    names = {k: read_header(WEIGHTS/f'judge-{k}.safetensors')['checksum'] for k in JUDGES}
+    images = {k: checksum({'pixels': getattr(judge, k).pixels}) for k in ('train', 'test')}
+    return dict(judges=names, images=images)
+
+# %% ../../nbs/zoo/evaluation.ipynb #b94f639f
 class Judge:
     "Two classifiers and what they see in real digits."
-    def __init__(self):
-        (self.net, kept, _), (self.reader, _, _) = load_judge('features'), load_judge('labels')
+    def __init__(self,
+        stored=True # may what they see in real digits be read from a file?
+    ):
+        self.net, kept, _ = load_judge('features')
+        self.reader, _, _ = load_judge('labels')
         self.train, self.test = [load_images(split=s, root=BUNDLED) for s in ('train', 'test')]
-        self.scale, self.moments = (kept['train.mean'], kept['train.std']), dict(train=(torch.zeros(len(kept['train.mean'])).double(), kept['train.cov']))
-        self.floors, self.frequencies, self.kept = {}, self.train.labels.bincount().double()/len(self.train), kept
+        self.scale = kept['train.mean'], kept['train.std']
+        origin = torch.zeros(len(kept['train.mean'])).double()
+        self.moments = dict(train=(origin, kept['train.cov']))
+        self.frequencies = self.train.labels.bincount().double()/len(self.train)
+        self.kept, self.floors, self.file = kept, {}, {}
+        if stored and STORED.is_file(): self._read_stored()
+
+    def _read_stored(self):
+        "Take what is stored, if it is of these judges and these images."
+        tensors, header = load_checkpoint(STORED)
+        if header['identity'] != _identity(self): return
+        self.file, self.floors = tensors, {int(n): f for n, f in header['floors'].items()}
 
     @torch.inference_mode()
     def assess(self,
@@ -259,51 +282,76 @@ class Judge:
         "What there is to see in images."
         pixels = check_images(images)
         features = features_of(self.net, pixels, *self.scale)
-        confidence, digits = torch.cat([self.reader(normalize(x)).softmax(1) for x in pixels.split(500)]).max(1)
-        return Assessment(pixels, features, digits, confidence, *(nearest(pixels, self.train.pixels) if near is None else near))
+        shares = torch.cat([self.reader(normalize(x)).softmax(1) for x in pixels.split(500)])
+        confidence, digits = shares.max(1)
+        near = nearest(pixels, self.train.pixels) if near is None else near
+        return Assessment(pixels, features, digits, confidence, *near)
 
-    def order(self, split): return torch.randperm(len(getattr(self, split)), generator=make_rng('judge', split))[:10_000]
+    def order(self, split):
+        "Which 10,000 images of a split stand for it."
+        n = len(getattr(self, split))
+        return torch.randperm(n, generator=make_rng('judge', split))[:10_000]
+
+    def _real(self, split):
+        "What the judges see in the 10,000 images of a split."
+        pick = self.order(split)
+        pixels, near = getattr(self, split).pixels[pick], (torch.zeros(len(pick)), pick)
+        if split == 'test': near = self.kept['test.near'][pick], self.kept['test.like'][pick]
+        if not self.file: return self.assess(pixels, near)
+        seen = {k: self.file[f'{split}.{k}'] for k in ('features', 'digits', 'confidence')}
+        return Assessment(pixels, seen['features'].float(), seen['digits'].long(),
+                          seen['confidence'], *near)
 
     @functools.cached_property
-    def real(self) -> dict: # 10,000 images of each split, in a fixed random order
+    def real(self) -> dict: # {split: Assessment} of 10,000 images, in a fixed random order
         "What the judges see in real images."
-        pick = {k: self.order(k) for k in ('train', 'test')}
-        near = dict(train=(torch.zeros(10_000), pick['train']), test=(self.kept['test.near'][pick['test']], self.kept['test.like'][pick['test']]))
-        seen = {k: self.assess(getattr(self, k).pixels[i], near[k]) for k, i in pick.items()}
-        self.moments['test'] = moments(seen['test'].features)
-        return seen
+        out = {split: self._real(split) for split in ('train', 'test')}
+        self.moments['test'] = moments(out['test'].features)
+        return out
 
 # %% ../../nbs/zoo/evaluation.ipynb #63c455f2
 @patch
 def compare(self:Judge,
-    seen, # Assessment
+    assessed, # an Assessment
     split # 'train' or 'test'
 ) -> dict:
     "The distances between a set and the real images of a split."
-    real = self.real[split]
-    m = min(len(seen), len(real))
-    some = seen.features if m == len(seen) else seen.features[torch.randperm(len(seen), generator=make_rng('some'))[:m]]
-    d, se = kid(seen.features, real.features)
-    return {'FD': frechet(moments(seen.features), self.moments[split]), 'FD∞': frechet_infinity(seen.features, self.moments[split]), 'KID': d, 'KID ±': se, **prdc(real.features[:m], some)}
+    real, reference = self.real[split], self.moments[split]
+    m, some = min(len(assessed), len(real)), assessed.features
+    if m < len(assessed): some = some[torch.randperm(len(some), generator=make_rng('some'))[:m]]
+    d, se = kid(assessed.features, real.features)
+    return {'FD': frechet(moments(assessed.features), reference),
+            'FD∞': frechet_infinity(assessed.features, reference),
+            'KID': d, 'KID ±': se, **prdc(real.features[:m], some)}
 
+# %% ../../nbs/zoo/evaluation.ipynb #3a1e2f35
 @patch
 def alone(self:Judge,
-    seen, # Assessment
+    assessed, # an Assessment
     labels=None # (n,), the digits that were asked for
 ) -> dict:
     "The numbers that need no distance in features."
     held_out = self.real['test'][5000:]                              # the other half is for the floor
-    out = dict(novelty=novelty(seen.nn_distance, held_out.nn_distance, seen.digits, held_out.digits), chi2=chi2(seen.digits, self.frequencies), confident=(seen.confidence >= .9).float().mean().item(), border=border(seen.pixels))
+    new = novelty(assessed.nn_distance, held_out.nn_distance, assessed.digits, held_out.digits)
+    sure = (assessed.confidence >= .9).float().mean().item()
+    out = dict(novelty=new, chi2=chi2(assessed.digits, self.frequencies), confident=sure,
+               border=border(assessed.pixels))
     if labels is None: return out
-    right = seen.digits == labels
-    return out | dict(accuracy=right.float().mean().item(), confusion=torch.zeros(10, 10, dtype=torch.int64).index_put_((labels, seen.digits), torch.tensor(1), accumulate=True).tolist())
+    right = (assessed.digits == labels).float().mean().item()
+    counts = torch.zeros(10, 10, dtype=torch.int64)
+    counts.index_put_((labels, assessed.digits), torch.tensor(1), accumulate=True)
+    return out | dict(accuracy=right, confusion=counts.tolist())
 
+# %% ../../nbs/zoo/evaluation.ipynb #f1f32f2c
 @patch
 def floor(self:Judge, n) -> dict:
     "What n real digits (at most 10,000; for novelty 5,000) score where samples should be."
     if n not in self.floors:
-        seen, labels = self.real['test'][:n], self.test.labels[self.order('test')[:n]]
-        self.floors[n] = dict(n=len(seen), train=self.compare(seen, 'train'), test=self.compare(self.real['train'][:n], 'test')) | self.alone(seen, labels) | dict(novelty=self.alone(self.real['test'][:min(n, 5000)])['novelty'])
+        real, labels = self.real['test'][:n], self.test.labels[self.order('test')[:n]]
+        new = self.alone(self.real['test'][:min(n, 5000)])['novelty']
+        self.floors[n] = dict(n=len(real), train=self.compare(real, 'train'),
+                              test=self.compare(self.real['train'][:n], 'test'),
+                              **self.alone(real, labels)) | dict(novelty=new)
     return self.floors[n]
 
 # %% ../../nbs/zoo/evaluation.ipynb #3a9e4ab5
