@@ -1,4 +1,4 @@
-"""The site shows everything once and in its place, its links lead somewhere, and it waits for tests.
+"""The site shows everything once and in its place, and it is published after the tests.
 
 The pages are built once, by Quarto where it is installed."""
 import ast
@@ -48,7 +48,8 @@ def lines_of_text(cell):
 
 def definitions(cell):
     "The classes and functions at the top of an exported cell."
-    if cell['cell_type'] != 'code' or not re.search(r'^#\|\s*exports?\b', source(cell), re.M): return []
+    exported = re.search(r'^#\|\s*exports?\b', source(cell), re.M)
+    if cell['cell_type'] != 'code' or not exported: return []
     code = re.sub(r'^\s*[%!].*$', '', source(cell), flags=re.M)
     return [n for n in ast.parse(code).body
             if isinstance(n, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))]
@@ -63,7 +64,8 @@ def test_pages_need_no_network(site):
     "No script, style or font comes from elsewhere. (Links that a reader may follow do.)"
     loads = re.compile(r'<script[^>]*\bsrc="https?:[^"]*"'
                        r'|<link[^>]*rel="stylesheet"[^>]*href="https?:[^"]*"')
-    remote = [(p.name, m[0]) for p in (site/'_docs').rglob('*.html') for m in loads.finditer(read(p))]
+    remote = [(p.name, m[0]) for p in (site/'_docs').rglob('*.html')
+              for m in loads.finditer(read(p))]
     remote += [p.name for p in (site/'_docs').rglob('*.css')
                if re.search(r'@import[^;]*https?:', read(p))]
     assert remote == []
@@ -80,8 +82,9 @@ def test_broken_links_are_found(site, run, tmp_path):
 
 @pytest.mark.parametrize('nb', notebooks(), ids=str)
 def test_signatures_stand_in_one_section(nb, site):
-    """What a notebook exports is documented once, at the end of the page: nbdev's link to the source,
-    which stands beside each signature, is nowhere above."""
+    """What a notebook exports is documented once, at the end of the page.
+
+    nbdev's link to the source, which stands beside each signature, is nowhere above."""
     page = read(site/'_docs'/page_of(nb))
     names = [n.name for c in cells(nb) for n in definitions(c)
              if not n.name.startswith('_') and not re.search(r'^#\|\s*hide\b', source(c), re.M)]
@@ -116,7 +119,7 @@ def test_the_sidebar_is_numbered_as_the_files_are(site):
 # ---- its looks
 
 def test_a_hundred_columns_of_code_fit(site):
-    "Into the column of text at desktop width; the widest of the usual fonts has characters of .62 em."
+    "Into the column of text at desktop width. Characters of the usual fonts are up to .62 em wide."
     html_format = yaml.safe_load(read(root/'_quarto.yml'))['format']['html']
     pixels = {k: int(v.removesuffix('px')) for k, v in html_format['grid'].items()}
     em = int(html_format['fontsize'].removesuffix('px'))
@@ -133,9 +136,9 @@ def test_figures_and_printed_lines_stay_in_the_column(site):
     "By selectors that match the markup of both renderers."
     styles = read(site/'_docs/styles.css')
     assert '\n.cell-output-display img { max-width: 100%; height: auto; }' in styles
-    wrapped = re.search(r'\n([^{}]*)\{ white-space: pre-wrap; overflow-wrap: anywhere; \}', styles)[1]
-    assert {'div.sourceCode pre > code.sourceCode', '.cell-output pre code'} <= {
-        s.split('*/')[-1].strip() for s in wrapped.split(',')}
+    wrap = r'\n([^{}]*)\{ white-space: pre-wrap; overflow-wrap: anywhere; \}'
+    wrapped = {s.split('*/')[-1].strip() for s in re.search(wrap, styles)[1].split(',')}
+    assert {'div.sourceCode pre > code.sourceCode', '.cell-output pre code'} <= wrapped
 
 # ---- notebooks
 
@@ -198,7 +201,8 @@ def test_one_job_renders_with_quarto_and_runs_the_checks():
     quarto, = [s for s in steps if 'quarto-actions' in s.get('uses', '')]
     assert quarto['with'] == {'version': '1.7.34'}
     commands = [s['run'] for s in steps[steps.index(quarto):] if 'run' in s]
-    assert [c for c in commands if 'TESTS=tests/test_site.py' in c] and commands[-1].startswith('make site')
+    assert any('TESTS=tests/test_site.py' in c for c in commands)
+    assert commands[-1].startswith('make site')
 
 def test_every_job_that_installs_keeps_pips_downloads():
     for name, job in workflow()['jobs'].items():
