@@ -1,7 +1,8 @@
 # make demo       digits from every bundled model, in demo/
-# make test       every test
+# make test       every test (TESTS=tests/test_site.py: those of one file)
 # make site       the site, in _docs/ (with Quarto where it is installed, else with smalldocs)
-# make speedrun   ten minutes of training, then 10,000 digits and what they are worth, in runs/speedrun/ (MINUTES=60: an hour)
+# make speedrun   ten minutes of training, then 10,000 digits and what they are worth, in
+#                 runs/speedrun/ (MINUTES=60: an hour)
 # make notebooks  run every notebook again and save its outputs, export the library, write README.md
 # make clean      remove what can be made again
 #
@@ -18,8 +19,11 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
 # The two stamps say what is installed, so that the second time installs nothing.
 $(BIN)/python:
-	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("mnistgen needs Python 3.10 or newer, and $(PYTHON) is %d.%d: name another one with PYTHON=..." % sys.version_info[:2])'
-	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "$(PYTHON) cannot make a virtual environment: on Debian and Ubuntu, install python3-venv" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("mnistgen needs Python 3.10 \
+	or newer, and $(PYTHON) is %d.%d: name another one with PYTHON=..." % sys.version_info[:2])'
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	  echo "$(PYTHON) cannot make a virtual environment: on Debian and Ubuntu, install python3-venv" >&2; \
+	  exit 1; }
 
 $(VENV)/.installed: settings.ini setup.py pyproject.toml | $(BIN)/python
 	$(PIP) install -e .
@@ -33,13 +37,16 @@ $(VENV)/.installed-dev: settings.ini setup.py pyproject.toml | $(BIN)/python
 demo: $(VENV)/.installed
 	@mkdir -p demo; names=$$($(BIN)/mnistgen list --names) || exit 1; \
 	for m in $$names; do \
-	  if [ -e demo/$$m.png ] && [ -z "$$(find mnistgen -type f -not -name '*.pyc' -newer demo/$$m.png)" ]; then echo "demo/$$m.png is up to date"; \
+	  if [ -e demo/$$m.png ] && \
+	    [ -z "$$(find mnistgen -type f -not -name '*.pyc' -newer demo/$$m.png)" ]; \
+	  then echo "demo/$$m.png is up to date"; \
 	  else $(BIN)/mnistgen sample $$m --n 64 --out demo/$$m.png || exit 1; echo "demo/$$m.png"; fi; \
 	done
 	@$(BIN)/mnistgen list
 
+test: TESTS ?= tests
 test: $(VENV)/.installed-dev
-	@$(BIN)/python -m pytest -q -p no:logging tests
+	@$(BIN)/python -m pytest -q -p no:logging --durations=10 $(TESTS)
 
 site: $(VENV)/.installed-dev
 	@$(BIN)/python tools/site.py
@@ -50,7 +57,7 @@ speedrun: $(VENV)/.installed
 
 notebooks: $(VENV)/.installed-dev
 	$(BIN)/nbdev_export
-	$(BIN)/python tools/refresh.py $(sort $(wildcard nbs/lab/*.ipynb)) $(sort $(wildcard nbs/*.ipynb))
+	$(BIN)/python tools/refresh.py $(sort $(wildcard nbs/*.ipynb nbs/*/*.ipynb))
 	$(BIN)/nbdev_clean
 	$(BIN)/python tools/readme.py
 
