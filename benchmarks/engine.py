@@ -1,81 +1,129 @@
-"""How fast the engine is, side by side with diffusers: `python benchmarks/engine.py` (about 20 minutes on 2 cores, which should have nothing else to do).
+"""How fast the engine is, side by side with diffusers: `python benchmarks/engine.py`.
 
-Every measurement runs in a process of its own, so that no contender profits from another's settings. The contenders:
-- eager:   diffusers as its documentation teaches it, float32
-- best:    diffusers with bfloat16 autocast, torch.compile, channels last and a fused optimiser
+Takes about 20 minutes on 2 cores, which should have nothing else to do. Every measurement runs in
+a process of its own, so that no contender profits from another's settings. The contenders:
+
+- eager:    diffusers as its documentation teaches it, float32
+- best:     diffusers with bfloat16 autocast, torch.compile, channels last and a fused optimiser
 - mnistgen: this library as it comes
-All have the same architecture, batch and optimiser. Prints tables, writes results/benchmark-engine.json. `--only WORD` repeats some rows of it."""
+
+All have the same architecture, batch and optimiser. Prints tables, writes
+results/benchmark-engine.json. `--only WORD` repeats some rows of it."""
 import argparse, contextlib, json, os, resource, subprocess, sys, tempfile, time
 from pathlib import Path
 
 top = Path(__file__).resolve().parent.parent
 CONTENDERS = 'eager', 'best', 'mnistgen'
-TRAINING = {'train pixel, batch 128': ('pixel', 128), 'train latent, batch 128': ('latent', 128), 'train latent, batch 512': ('latent', 512), 'train vae, batch 128': ('vae', 128)}
-SAMPLING = {f'{s.upper()}-{steps}, {n} image{"s"[:n > 1]}': (s, steps, n) for s, steps, n in [('ddpm', 1000, 10), *(('ddim', steps, n) for steps in (100, 50) for n in (1, 10, 256))]}
-LATENT = {f'latent DDIM-100, {n} image{"s"[:n > 1]}': ('ddim', 100, n) for n in (1, 10, 256)}       # with the decoder behind it
+
+def images(n): return f'{n} image{"s"[:n > 1]}'
+
+TRAINING = {
+    'train pixel, batch 128': ('pixel', 128),
+    'train latent, batch 128': ('latent', 128),
+    'train latent, batch 512': ('latent', 512),
+    'train vae, batch 128': ('vae', 128),
+}
+SAMPLING = {'DDPM-1000, 10 images': ('ddpm', 1000, 10)}
+SAMPLING |= {f'DDIM-{steps}, {images(n)}': ('ddim', steps, n)
+             for steps in (100, 50) for n in (1, 10, 256)}
+LATENT = {f'latent DDIM-100, {images(n)}': ('ddim', 100, n) for n in (1, 10, 256)}   # and decoded
 DECODING = {f'decode {n} latents': n for n in (10, 250)}
 MEMORY = 'memory, 1000 images'                       # as DDIM, three steps of it
-COLD = 'from nothing to 10 images, DDIM-50'          # start of Python, import, loading, compilation
+COLD = 'from nothing to 10 images, DDIM-50'          # start of Python, import, load, compilation
 WORKS = *TRAINING, *SAMPLING, *LATENT, *DECODING, MEMORY, COLD
 BETA = 1e-5                                          # of the nats, in the loss of the autoencoder
-CONFIG = dict(pixel=dict(channels=(32, 64, 96, 96)), latent=dict(channels=(64, 128), in_channels=2, out_channels=2, pad_to=8))
+CONFIG = dict(pixel=dict(channels=(32, 64, 96, 96)),
+              latent=dict(channels=(64, 128), in_channels=2, out_channels=2, pad_to=8))
 
 # ---- in a worker: build a contender, return a function that does the work once
 
 def half(contender):
     import torch
-    return torch.autocast('cpu', torch.bfloat16) if contender == 'best' else contextlib.nullcontext()
+    if contender != 'best': return contextlib.nullcontext()
+    return torch.autocast('cpu', torch.bfloat16)
 
 def autoencoder(channels=(64, 128, 256)):
-    "diffusers' autoencoder of the blocks of our VAE: one residual block a level, and a change of resolution after every level."
+    """diffusers' autoencoder of the blocks of our VAE.
+
+    One residual block a level, and a change of resolution after every level."""
     from diffusers import AutoencoderKL
     from diffusers.models.unets.unet_2d_blocks import DownEncoderBlock2D, UpDecoderBlock2D
     from torch.nn import ModuleList
-    up, kw = channels[::-1], dict(num_layers=1, resnet_eps=1e-6, resnet_act_fn='silu', resnet_groups=32)
-    net = AutoencoderKL(in_channels=1, out_channels=1, latent_channels=2, block_out_channels=channels, norm_num_groups=32, use_quant_conv=False, use_post_quant_conv=False,
-                        down_block_types=('DownEncoderBlock2D',)*len(channels), up_block_types=('UpDecoderBlock2D',)*len(channels))
-    # its own levels: the last one is not resampled, those of the decoder have two blocks, and what is halved is padded on two sides (here, with 1, on all four)
-    net.encoder.down_blocks = ModuleList(DownEncoderBlock2D(i, o, add_downsample=True, downsample_padding=1, **kw) for i, o in zip((channels[0], *channels), channels))
-    net.decoder.up_blocks = ModuleList(UpDecoderBlock2D(i, o, add_upsample=True, **kw) for i, o in zip((up[0], *up), up))
+    levels, up = len(channels), channels[::-1]
+    kw = dict(num_layers=1, resnet_eps=1e-6, resnet_act_fn='silu', resnet_groups=32)
+    net = AutoencoderKL(in_channels=1, out_channels=1, latent_channels=2,
+                        block_out_channels=channels, norm_num_groups=32, use_quant_conv=False,
+                        use_post_quant_conv=False,
+                        down_block_types=('DownEncoderBlock2D',)*levels,
+                        up_block_types=('UpDecoderBlock2D',)*levels)
+    # its own levels: the last one is not resampled, those of the decoder have two blocks, and
+    # what is halved is padded on two sides (here, with 1, on all four)
+    net.encoder.down_blocks = ModuleList(
+        DownEncoderBlock2D(i, o, add_downsample=True, downsample_padding=1, **kw)
+        for i, o in zip((channels[0], *channels), channels))
+    net.decoder.up_blocks = ModuleList(
+        UpDecoderBlock2D(i, o, add_upsample=True, **kw) for i, o in zip((up[0], *up), up))
     return net
 
-def reference(contender, kind):
-    "diffusers' network in the report's configuration, and what is called: of the autoencoder, from images to images and nats, or its decoder."
-    import torch
+def unet(kind):
+    "diffusers' UNet in the report's configuration."
     from diffusers import UNet2DModel
+    channels, c = CONFIG[kind]['channels'], CONFIG[kind].get('in_channels', 1)
+    plain = len(channels) - 1
+    return UNet2DModel(sample_size=32 if kind == 'pixel' else 8, in_channels=c, out_channels=c,
+                       block_out_channels=channels, layers_per_block=1,
+                       down_block_types=('DownBlock2D',)*plain + ('AttnDownBlock2D',),
+                       up_block_types=('AttnUpBlock2D',) + ('UpBlock2D',)*plain)
+
+def reference(contender, kind):
+    """diffusers' network, and what is called.
+
+    Of the autoencoder: from images to images and nats ('vae'), or its decoder."""
+    import torch
     if kind in ('vae', 'decoder'):
         net = autoencoder()
-        def whole(x): q = net.encode(x).latent_dist; return net.decode(q.sample()).sample, q.kl()
-        run = whole if kind == 'vae' else net.decode                # a compiled network is compiled for forward() alone, which gives no nats
-    else:
-        channels = CONFIG[kind]['channels']
-        plain, c = len(channels) - 1, CONFIG[kind].get('in_channels', 1)
-        net = run = UNet2DModel(sample_size=32 if kind == 'pixel' else 8, in_channels=c, out_channels=c, block_out_channels=channels, layers_per_block=1,
-                                down_block_types=('DownBlock2D',)*plain + ('AttnDownBlock2D',), up_block_types=('AttnUpBlock2D',) + ('UpBlock2D',)*plain)
-    return (net, run) if contender == 'eager' else (net.to(memory_format=torch.channels_last), torch.compile(run))
+        def reconstruct(x):
+            q = net.encode(x).latent_dist
+            return net.decode(q.sample()).sample, q.kl()
+        # a compiled network is compiled for forward() alone, which gives no nats
+        run = reconstruct if kind == 'vae' else net.decode
+    else: net = run = unet(kind)
+    if contender == 'eager': return net, run
+    return net.to(memory_format=torch.channels_last), torch.compile(run)
 
 def training(contender, kind, B):
     "One training step: noise, loss, gradients (of the autoencoder: clipped), AdamW, average."
     import torch
-    import torch.nn.functional as F
     torch.manual_seed(0)
-    if contender == 'mnistgen':
-        from mnistgen.ddpm import DDPM
-        from mnistgen.lab.data import Batches
-        from mnistgen.lab.training import Recipe, Trainer
-        from mnistgen.unet import UNet
-        from mnistgen.vae import ELBO, VAE
-        x = torch.randn(B, *((2, 4, 4) if kind == 'latent' else (1, 28, 28)))
-        batches = Batches(x, batch_size=B)
-        net, process, clip = (VAE(), ELBO(beta=BETA), 1.) if kind == 'vae' else (UNet(**CONFIG[kind]), DDPM(), None)
-        trainer = Trainer('benchmark', net, process, batches, batches, Recipe(batch_size=B, clip_grad=clip), tempfile.mkdtemp(), 'cpu')
-        return lambda: trainer.train_step((x, None))
+    return (our_training if contender == 'mnistgen' else their_training)(contender, kind, B)
+
+def our_training(contender, kind, B):
+    import torch
+    from mnistgen.ddpm import DDPM
+    from mnistgen.lab.data import Batches
+    from mnistgen.lab.training import Recipe, Task, Trainer
+    from mnistgen.unet import UNet
+    from mnistgen.vae import ELBO, VAE
+    x = torch.randn(B, *((2, 4, 4) if kind == 'latent' else (1, 28, 28)))
+    batches = Batches(x, batch_size=B)
+    if kind == 'vae': net, process = VAE(), ELBO(beta=BETA)
+    else: net, process = UNet(**CONFIG[kind]), DDPM()
+    recipe = Recipe(batch_size=B, clip_grad=1. if kind == 'vae' else None)
+    task = Task('benchmark', net, process, batches, batches)
+    trainer = Trainer(task, recipe, tempfile.mkdtemp(), 'cpu')
+    return lambda: trainer.train_step((x, None))
+
+def their_training(contender, kind, B):
+    import torch
+    import torch.nn.functional as F
     from diffusers import DDPMScheduler
     from diffusers.training_utils import EMAModel
     net, run = reference(contender, kind)
     x = torch.randn(B, *((2, 8, 8) if kind == 'latent' else (1, 32, 32)))
-    scheduler, ema = DDPMScheduler(beta_schedule='squaredcos_cap_v2'), EMAModel(net.parameters(), decay=.995)
-    optimizer = torch.optim.AdamW(net.parameters(), 1e-3, weight_decay=1e-4, **({'fused': True} if contender == 'best' else {}))
+    scheduler = DDPMScheduler(beta_schedule='squaredcos_cap_v2')
+    average = EMAModel(net.parameters(), decay=.995)
+    fused = {'fused': True} if contender == 'best' else {}
+    optimizer = torch.optim.AdamW(net.parameters(), 1e-3, weight_decay=1e-4, **fused)
     def denoising():
         ε, t = torch.randn(x.shape), torch.randint(1000, (B,))
         noisy = scheduler.add_noise(x, ε, t)
@@ -88,7 +136,9 @@ def training(contender, kind, B):
         loss = coding() if kind == 'vae' else denoising()
         loss.backward()
         if kind == 'vae': torch.nn.utils.clip_grad_norm_(net.parameters(), 1.)
-        optimizer.step(); optimizer.zero_grad(); ema.step(net.parameters())
+        optimizer.step()
+        optimizer.zero_grad()
+        average.step(net.parameters())
         return loss.item()
     return step
 
@@ -96,28 +146,39 @@ def latent_generator():
     "The report's latent model, with weights that nobody has trained."
     import torch
     from mnistgen.ddpm import DDPM
+    from mnistgen.lab.options import Sampling
     from mnistgen.ldm import Latents
-    from mnistgen.zoo.models import Generator
     from mnistgen.unet import UNet
     from mnistgen.vae import VAE, Autoencoder
+    from mnistgen.zoo.generator import Generator
     torch.manual_seed(0)
-    return Generator(UNet(**CONFIG['latent']), DDPM(clip=False), Latents(Autoencoder(VAE(), device='cpu'), 1.), dict(sampler='ddim', steps=100))
+    space = Latents(Autoencoder(VAE(), device='cpu'), 1.)
+    return Generator(UNet(**CONFIG['latent']), DDPM(clip=False), space, Sampling('ddim', 100))
 
 def sampling(contender, sampler, steps, n, stop=None, kind='pixel'):
     "A whole trajectory, from noise to images; or its first steps."
-    import torch
-    if contender == 'mnistgen':
-        import mnistgen
-        g = mnistgen.load('ddpm', 'cpu') if kind == 'pixel' else latent_generator()
-        kw = dict(n=n, sampler=sampler, steps=steps, **({'eta': 0.} if sampler == 'ddim' else {}))
-        if stop is None: return lambda: g.sample(**kw)
-        return lambda: [g.sample(**{**kw, 'steps': stop}, batch_size=n)]
+    f = our_sampling if contender == 'mnistgen' else their_sampling
+    return f(contender, sampler, steps, n, stop, kind)
+
+def our_sampling(contender, sampler, steps, n, stop, kind):
+    import mnistgen
+    g = mnistgen.load('ddpm', 'cpu') if kind == 'pixel' else latent_generator()
+    kw = dict(n=n, sampler=sampler, steps=stop or steps)
+    if sampler == 'ddim': kw['eta'] = 0.
+    if stop: kw['batch_size'] = n
+    return lambda: g.sample(**kw)
+
+def their_sampling(contender, sampler, steps, n, stop, kind):
     import diffusers
+    import torch
     torch.manual_seed(0)
     net, run = reference(contender, kind)
     net.eval()
-    scheduler = (diffusers.DDPMScheduler if sampler == 'ddpm' else diffusers.DDIMScheduler)(beta_schedule='squaredcos_cap_v2', clip_sample=kind == 'pixel')
-    if kind == 'latent': decoder, decode = reference(contender, 'decoder'); decoder.eval()
+    kinds = dict(ddpm=diffusers.DDPMScheduler, ddim=diffusers.DDIMScheduler)
+    scheduler = kinds[sampler](beta_schedule='squaredcos_cap_v2', clip_sample=kind == 'pixel')
+    if kind == 'latent':
+        decoder, decode = reference(contender, 'decoder')
+        decoder.eval()
     @torch.no_grad()
     def draw():
         scheduler.set_timesteps(steps)
@@ -147,86 +208,171 @@ def decoding(contender, n):
         return ((x.float() + 1)/2).clamp(0, 1)
     return decode
 
+def prepare(work, contender):
+    "The function that does a work once."
+    if work in TRAINING: return training(contender, *TRAINING[work])
+    if work in LATENT: return sampling(contender, *LATENT[work], kind='latent')
+    if work in DECODING: return decoding(contender, DECODING[work])
+    if work == MEMORY: return sampling(contender, 'ddim', 50, 1000, stop=3)
+    if work == COLD: return sampling(contender, 'ddim', 50, 10)
+    return sampling(contender, *SAMPLING[work])
+
+def seconds_of(f):
+    start = time.perf_counter()
+    f()
+    return time.perf_counter() - start
+
 def worker(work, contender, repeats):
-    "Do the work, first once to warm up (whose time is kept), then `repeats` times; print what was measured."
+    """Do the work, once to warm up (whose time is kept), then `repeats` times.
+
+    Prints what was measured, as JSON."""
     import torch
-    if work in TRAINING: f = training(contender, *TRAINING[work])
-    elif work in LATENT: f = sampling(contender, *LATENT[work], kind='latent')
-    elif work in DECODING: f = decoding(contender, DECODING[work])
-    elif work == MEMORY: f = sampling(contender, 'ddim', 50, 1000, stop=3)
-    elif work == COLD: f = sampling(contender, 'ddim', 50, 10)
-    else: f = sampling(contender, *SAMPLING[work])
-    times = []
-    for _ in range(1 + repeats): start = time.perf_counter(); f(); times.append(time.perf_counter() - start)
-    print(json.dumps(dict(first=times[0], seconds=times[1:], memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024, threads=torch.get_num_threads())))
+    f = prepare(work, contender)
+    first, *times = [seconds_of(f) for _ in range(1 + repeats)]
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024
+    print(json.dumps(dict(first=first, seconds=times, memory=memory,
+                          threads=torch.get_num_threads())))
 
 # ---- the ladder: what each step of the engine gained
 
-def ladder(repeats):
-    "The training step of the pixel UNet and one answer for ten images, with one trick after the other; and where the time goes without and with them."
-    import copy
+def median_time(f, repeats):
+    times = [seconds_of(f) for _ in range(repeats + 3)]
+    return sorted(times[3:])[repeats//2]
+
+KINDS = {
+    'convolutions': ('convolution', '_weight_gradient'),
+    'normalisation and SiLU': ('norm', 'silu', '_Norm', '_Block'),
+    'matrix products': ('mm', 'softmax'),
+    'optimiser': ('adam', 'Optimizer'),
+}
+OTHER = 'adding, joining, copying, all else'
+
+def time_by_kind(f):
+    "Milliseconds by kind of operation."
+    from torch.profiler import ProfilerActivity, profile
+    for _ in range(3): f()
+    with profile(activities=[ProfilerActivity.CPU]) as p:
+        for _ in range(3): f()
+    out = {k: 0. for k in (*KINDS, OTHER)}
+    for e in p.key_averages():
+        kinds = [k for k, words in KINDS.items() if any(w in e.key for w in words)]
+        out[kinds[0] if kinds else OTHER] += e.self_cpu_time_total/3e3
+    return out
+
+def with_fast_norms(net):
+    "The network with its normalisations in one pass, and nothing else."
+    import torch
+    from mnistgen.lab.engine import FastNorm
+    fast = type('FastGroupNorm', (FastNorm, torch.nn.GroupNorm), {})
+    for m in net.modules():
+        if type(m) is torch.nn.GroupNorm: m.__class__ = fast
+    return net
+
+def machine(repeats=5):
+    "Largest rates found: of matrix products (GFLOP/s by precision), and of copying (GB/s)."
+    import torch
+    a, b = [torch.randn(4096, 4096) for _ in range(2)]
+    factors = {'float32': (a, b), 'bfloat16': (a.bfloat16(), b.bfloat16())}
+    peak = {name: 2*4096**3/median_time(lambda: p @ q, repeats)/1e9
+            for name, (p, q) in factors.items()}
+    big, other = torch.empty(2**26), torch.empty(2**26)
+    seconds = median_time(lambda: other.copy_(big), repeats)
+    return dict(peak=peak, bandwidth=2*big.nbytes/seconds/1e9)
+
+def ladder(repeats, B=128):
+    """The training step of the pixel UNet, with one trick after the other, and one answer for ten
+    images; and where the time goes without the tricks and with them."""
     import torch
     from mnistgen.ddpm import DDPM
     from mnistgen.lab.device import keep_memory
-    from mnistgen.lab.engine import FastNorm, Frozen, quicken
+    from mnistgen.lab.engine import freeze, use_fast_kernels
     from mnistgen.unet import UNet
-    B, process = 128, DDPM()
-    x, ten, t = torch.randn(B, 1, 28, 28), torch.randn(10, 1, 28, 28), torch.full((10,), 500)
-    def step(net, dtype):
+    torch.manual_seed(0)
+    process, x = DDPM(), torch.randn(B, 1, 28, 28)
+    rows = []
+    def step(net, half):
         optimizer = torch.optim.AdamW(net.parameters(), 1e-3, fused=True)
         def run():
-            with torch.autocast('cpu', torch.bfloat16, enabled=dtype == 'bf16'): loss = process.loss(net, (x, None))
-            loss.backward(); optimizer.step(); optimizer.zero_grad()
+            with torch.autocast('cpu', torch.bfloat16, enabled=half):
+                loss = process.loss(net, (x, None))
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
         return run
-    def norms_only(net):
-        for m in net.modules():
-            if type(m) is torch.nn.GroupNorm: m.__class__ = FastNorm
+    def add(name, net, half):
+        rows.append((name, median_time(step(net, half), repeats)))
+        print(f'  {name}: {B/rows[-1][1]:.0f} images a second', flush=True)
+    def in_channels_last(): return UNet().to(memory_format=torch.channels_last)
+    def fast():
+        net = UNet()
+        assert use_fast_kernels(net)
         return net
-    def time_of(f, repeats):
-        times = []
-        for _ in range(repeats + 3): start = time.perf_counter(); f(); times.append(time.perf_counter() - start)
-        return sorted(times[3:])[repeats//2]
-    def parts(f):
-        "Milliseconds by kind of operation."
-        from torch.profiler import ProfilerActivity, profile
-        for _ in range(3): f()
-        with profile(activities=[ProfilerActivity.CPU]) as p:
-            for _ in range(3): f()
-        kinds = {'convolutions': ('convolution', '_weight_gradient'), 'normalisation and SiLU': ('norm', 'silu', '_Norm', '_Block'), 'matrix products': ('mm', 'softmax'), 'optimiser': ('adam', 'Optimizer')}
-        out = {k: 0. for k in (*kinds, 'adding, joining, copying, all else')}
-        for e in p.key_averages(): out[next((k for k, words in kinds.items() if any(w in e.key for w in words)), list(out)[-1])] += e.self_cpu_time_total/3e3
-        return out
-    torch.manual_seed(0)
-    new, rows = UNet, []
-    def add(name, net, dtype): rows.append((name, time_of(step(net, dtype), repeats))); print(f'  {name}: {B/rows[-1][1]:.0f} images a second', flush=True)
-    before = parts(step(new(), 'fp32'))
-    add('float32, eager', new(), 'fp32')
+    before = time_by_kind(step(UNet(), False))
+    add('float32, eager', UNet(), False)
     keep_memory()
-    add('memory kept', new(), 'fp32')
-    add('bfloat16', new(), 'bf16')
-    add('channels last', new().to(memory_format=torch.channels_last), 'bf16')
-    add('normalisation in one pass', norms_only(new().to(memory_format=torch.channels_last)), 'bf16')
-    fast = new(); assert quicken(fast)
-    add('residual block in one piece', fast, 'bf16')
-    in_float = new(); quicken(in_float)
-    add('the same, in float32', in_float, 'fp32')
-    after = parts(step(fast, 'bf16'))
-    net, answers = new().requires_grad_(False), []
-    for name, f in (('plain, float32', lambda: net(ten, t)), ('frozen, float32', lambda f=Frozen(net, torch.float32): f(ten, t)), ('frozen, bfloat16', lambda f=Frozen(net, torch.bfloat16): f(ten, t))): answers.append((name, time_of(f, 5*repeats)))
-    a, b = [torch.randn(4096, 4096) for _ in range(2)]
-    peak = {name: 2*4096**3/time_of(lambda: p @ q, 5)/1e9 for name, p, q in (('float32', a, b), ('bfloat16', a.bfloat16(), b.bfloat16()))}
-    big = torch.empty(2**26); other = torch.empty(2**26)
-    return dict(batch=B, training=rows, answers=answers, before=before, after=after, peak=peak, bandwidth=2*big.nbytes/time_of(lambda: other.copy_(big), 5)/1e9, flop_per_image=594e6)
+    add('memory kept', UNet(), False)
+    add('bfloat16', UNet(), True)
+    add('channels last', in_channels_last(), True)
+    add('normalisation in one pass', with_fast_norms(in_channels_last()), True)
+    quickest = fast()
+    add('residual block in one piece', quickest, True)
+    add('the same, in float32', fast(), False)
+    after = time_by_kind(step(quickest, True))
+    net = UNet().requires_grad_(False)
+    ten, t = torch.randn(10, 1, 28, 28), torch.full((10,), 500)
+    ways = {'plain, float32': net, 'frozen, float32': freeze(net, torch.float32),
+            'frozen, bfloat16': freeze(net, torch.bfloat16)}
+    answers = [(name, median_time(lambda: f(ten, t), 5*repeats)) for name, f in ways.items()]
+    return dict(batch=B, training=rows, answers=answers, before=before, after=after,
+                flop_per_image=594e6, **machine())
 
 # ---- in the parent: run the workers, make the table
 
 def call(work, contender, repeats, cache):
     "A measurement in a fresh process."
-    env = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'} | dict(TORCHINDUCTOR_CACHE_DIR=str(cache/'inductor'), XDG_CACHE_HOME=str(cache), PYTHONPATH=str(top))
+    env = os.environ | dict(TORCHINDUCTOR_CACHE_DIR=str(cache/'inductor'),
+                            XDG_CACHE_HOME=str(cache), PYTHONPATH=str(top))
+    command = [sys.executable, __file__, '--worker', work, contender, str(repeats)]
     start = time.perf_counter()
-    p = subprocess.run([sys.executable, __file__, '--worker', work, contender, str(repeats)], env=env, capture_output=True, text=True)
+    p = subprocess.run(command, env=env, capture_output=True, text=True)
     if p.returncode: sys.exit(f'{work}, {contender}:\n{p.stderr}')
     return json.loads(p.stdout.splitlines()[-1]) | dict(wall=time.perf_counter() - start)
+
+def repeats_of(work, contender):
+    if work in TRAINING: return 9
+    if work in DECODING: return 25
+    if work in (MEMORY, COLD): return 0
+    if work.endswith('256 images'): return 1
+    if '1000' in work: return 1 if contender == 'eager' else 3
+    return 5
+
+def entry(work, contender, tmp):
+    "What is stored of a work and a contender."
+    cache = Path(tmp)/(contender + work.replace(' ', '-') if work == COLD else contender)
+    runs = [call(work, contender, repeats_of(work, contender), cache)]
+    if work == COLD: runs.append(call(work, contender, 0, cache))    # with what the first left
+    times = sorted(runs[0]['seconds'] or [runs[0]['wall']])
+    found = dict(seconds=times[len(times)//2], runs=len(times), slowest=times[-1],
+                 fastest=times[0], first=runs[0]['first'],
+                 memory=round(max(r['memory'] for r in runs)))
+    if work == COLD: found['again'] = runs[1]['wall']
+    print(f"{work:38s} {contender:9s} {found['seconds']:9.3f} s   first {found['first']:6.1f} s   "
+          f"{found['memory']} MB", flush=True)
+    return found
+
+def summary(work, row):
+    "A line of the table that is printed at the end."
+    if work == MEMORY:
+        return f'{work:38s} ' + '  '.join(f"{c} {row[c]['memory']} MB" for c in CONTENDERS)
+    took = {c: row[c]['seconds'] for c in CONTENDERS}
+    times = '  '.join(f'{c} {s:.3f} s' for c, s in took.items())
+    eager, best = [took[c]/took['mnistgen'] for c in ('eager', 'best')]
+    return f'{work:38s} {times}   {eager:.2f}x eager, {best:.2f}x best'
+
+def measured_ladder():
+    p = subprocess.run([sys.executable, __file__, '--ladder'], capture_output=True, text=True,
+                       check=True, env=os.environ | dict(PYTHONPATH=str(top)))
+    return json.loads(p.stdout.splitlines()[-1])
 
 def measure(only):
     from mnistgen.lab.device import device_info, pick_device
@@ -234,35 +380,33 @@ def measure(only):
     import diffusers
     path = top/'results'/'benchmark-engine.json'
     result = json.loads(path.read_text()) if only and path.exists() else dict(rows={})
-    here = dict(device=device_info(pick_device('cpu')), **versions(), diffusers=diffusers.__version__)
-    if not only or 'device' not in result: result |= here           # rows that are repeated elsewhere say so themselves
+    here = dict(device=device_info(pick_device('cpu')), **versions(),
+                diffusers=diffusers.__version__)
+    # rows that are repeated elsewhere say so themselves
+    if not only or 'device' not in result: result |= here
+    rows = result['rows']
     with tempfile.TemporaryDirectory() as tmp:
         for work in WORKS:
             if only and only not in work: continue
-            row = dict(device=here['device']['name'])
-            for c in CONTENDERS:
-                repeats = 9 if work in TRAINING else 25 if work in DECODING else 0 if work in (MEMORY, COLD) else 1 if work.endswith('256 images') or '1000' in work and c == 'eager' else 3 if "1000" in work else 5
-                cache = Path(tmp)/(c + work.replace(' ', '-') if work == COLD else c)
-                runs = [call(work, c, repeats, cache)]
-                if work == COLD: runs.append(call(work, c, 0, cache))                       # again, with what the first left in the cache
-                times = sorted(runs[0]['seconds'] or [runs[0]['wall']])
-                row[c] = dict(seconds=times[len(times)//2], runs=len(times), slowest=times[-1], fastest=times[0], first=runs[0]['first'], memory=round(max(r['memory'] for r in runs)), **({'again': runs[1]['wall']} if work == COLD else {}))
-                print(f"{work:38s} {c:9s} {row[c]['seconds']:9.3f} s   first {row[c]['first']:6.1f} s   {row[c]['memory']} MB", flush=True)
-            result['rows'][work] = row
-    if not only or only == 'ladder': result['ladder'] = json.loads(subprocess.run([sys.executable, __file__, '--ladder'], capture_output=True, text=True, check=True, env=os.environ | dict(PYTHONPATH=str(top))).stdout.splitlines()[-1])
-    result['rows'] = {work: result['rows'][work] for work in WORKS if work in result['rows']}          # in this order, also where some were measured later
+            found = {c: entry(work, c, tmp) for c in CONTENDERS}
+            rows[work] = dict(device=here['device']['name'], **found)
+    if not only or only == 'ladder': result['ladder'] = measured_ladder()
+    # in this order, also where some were measured later
+    result['rows'] = {work: rows[work] for work in WORKS if work in rows}
     path.write_text(json.dumps(result, indent=1) + '\n')
     print()
-    for work, row in result['rows'].items():
-        if work == MEMORY: print(f"{work:38s} " + '  '.join(f"{c} {row[c]['memory']} MB" for c in CONTENDERS)); continue
-        print(f"{work:38s} " + '  '.join(f"{c} {row[c]['seconds']:.3f} s" for c in CONTENDERS) + f"   {row['eager']['seconds']/row['mnistgen']['seconds']:.2f}x eager, {row['best']['seconds']/row['mnistgen']['seconds']:.2f}x best")
+    for work, row in result['rows'].items(): print(summary(work, row))
 
-if __name__ == '__main__':
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser():
+    p = argparse.ArgumentParser(description=__doc__,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--only', help='a word in the name of the rows to repeat, or ladder')
     p.add_argument('--worker', nargs=3, help=argparse.SUPPRESS)
     p.add_argument('--ladder', action='store_true', help=argparse.SUPPRESS)
-    a = p.parse_args()
+    return p
+
+if __name__ == '__main__':
+    a = parser().parse_args()
     if a.worker: worker(a.worker[0], a.worker[1], int(a.worker[2]))
     elif a.ladder: print(json.dumps(ladder(9)))
     else: measure(a.only)

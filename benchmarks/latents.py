@@ -106,11 +106,9 @@ def trained_briefly(images):
     return out/'vae.safetensors'
 
 def network(net, kw):
-    from ideas import extras
+    from idea_worker import NETWORKS
     from mnistgen.ldm import MLP
-    from mnistgen.unet import UNet
-    classes = dict(MLP=MLP, UNet=UNet)
-    out = (classes[net] if net in classes else extras()[net])(**kw)
+    out = (NETWORKS | dict(MLP=MLP))[net](**kw)
     if net == 'Patches': out.leave = out._modules.pop('leave')        # last, as in the others, so that Muon leaves it to AdamW
     return out
 

@@ -58,7 +58,8 @@ class Images:
 
     def __repr__(self):
         (height, width), classes = self.pixels.shape[1:], len(self.labels.unique())
-        return f'{self.name} {self.split}: {len(self):,} images of {height}×{width}, {classes} classes'
+        what = f'{len(self):,} images of {height}×{width}, {classes} classes'
+        return f'{self.name} {self.split}: {what}'
 
 # %% ../../nbs/lab/data.ipynb #64037f7a
 def _checked(
@@ -326,7 +327,7 @@ class Batches:
         return slice(rank*self.batch_size//world, (rank + 1)*self.batch_size//world)
 
     def epoch(self, epoch, first=0, part=slice(None)):
-        "Yield the batches `(x, labels or None)` of an epoch from number `first` on, `part` of each."
+        "Yield the `(x, labels or None)` of an epoch, from batch `first` on, `part` of each."
         order, labels = self.order(epoch).to(self.x.device), self.told(epoch)
         for i in range(first, len(self)):
             idx = order[i*self.batch_size:(i + 1)*self.batch_size][part]

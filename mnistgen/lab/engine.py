@@ -74,8 +74,9 @@ def fast_kind(module): # a name, or None
 # %% ../../nbs/lab/engine.ipynb #b5b0968f
 def _pack(w, x, stride):
     "Weights in the layout that suits an input of the shape of x."
-    pad, strides, shape = [w.shape[-1]//2]*2, [stride]*2, list(x.shape)
-    return torch.ops.mkldnn._reorder_convolution_weight(w, pad, strides, [1, 1], 1, shape)
+    padding = [w.shape[-1]//2]*2
+    return torch.ops.mkldnn._reorder_convolution_weight(
+        w, padding, [stride]*2, [1, 1], 1, list(x.shape))
 
 # %% ../../nbs/lab/engine.ipynb #2a53eeb2
 def _packed_conv(x, w, bias, padding=1, stride=1, add=None):
@@ -335,7 +336,8 @@ class _Projections:
     The first block that asks has it looked up, if the features are those of whole times, or
     computed in one product; the others find it here."""
     def __init__(self, times):
-        self.times, self.maps, self.size = times, [], 0
+        self.times, self.maps = times, []
+        self.size = 0
         self.last = None, None
 
     def add(self, linear):

@@ -16,12 +16,15 @@ def orthogonalize(
 
     With the coefficients of Muon (Jordan et al., 2024)."""
     if g.shape[1] > g.shape[2]: return orthogonalize(g.mT).mT
-    x, (a, b, c) = g/(g.norm(dim=(1, 2), keepdim=True) + 1e-7), (3.4445, -4.7750, 2.0315)
+    a, b = 3.4445, -4.7750
+    c = 2.0315
+    x = g/(g.norm(dim=(1, 2), keepdim=True) + 1e-7)
     A, Q = x@x.mT, None
     for _ in range(5):
         P = torch.baddbmm(A, A, A, beta=b, alpha=c)
         P.diagonal(dim1=1, dim2=2).add_(a)
-        A, Q = P@A@P, P if Q is None else P@Q                        # polynomials of A: they commute
+        Q = P if Q is None else P@Q
+        A = P@A@P                             # polynomials of A: they commute
     return Q@x
 
 # %% ../../nbs/lab/muon.ipynb #afdd0204

@@ -258,6 +258,7 @@ def contest(
     for work in works:
         seconds = {c: r['seconds'] for c, r in bench['rows'][work].items() if isinstance(r, dict)}
         ours = seconds['mnistgen']
-        beside = {name: f'{seconds[c]:.3g} s ({seconds[c]/ours:.1f}×)' for name, c in theirs.items()}
+        beside = {name: f'{seconds[c]:.3g} s ({seconds[c]/ours:.1f}×)'
+                  for name, c in theirs.items()}
         rows.append({'': work, 'mnistgen (bfloat16)': f'{ours:.3g} s', **beside})
     return Table(rows)

@@ -517,7 +517,8 @@ def _epochs(self:Trainer, pressed, save_every):
 def _one_epoch(self:Trainer, epoch, bar, pressed, save_every):
     "The steps that are left of an epoch."
     if self.ended: return
-    n, start, before = len(self.train), time.time(), self.epoch_seconds
+    n = len(self.train)
+    start, before = time.time(), self.epoch_seconds
     part = self.train.part(self.rank, self.world)
     for batch in self.train.epoch(epoch, self.step - epoch*n, part):
         self.loss_sum += self.train_step(batch)

@@ -6,7 +6,7 @@
 __all__ = ['JUDGES', 'NAMES', 'ALONE', 'Plain', 'Residual', 'jitter', 'Recognition', 'check_images', 'moments', 'frechet',
            'frechet_infinity', 'kid', 'prdc', 'nearest', 'novelty', 'chi2', 'border', 'features_of', 'load_judge',
            'Assessment', 'Judge', 'Scores', 'brief', 'get_judge', 'evaluate', 'neighbours', 'show_confusion', 'plane',
-           'show_planes']
+           'project', 'show_planes']
 
 # %% ../../nbs/zoo/evaluation.ipynb #a6bff705
 import functools, math
@@ -65,7 +65,8 @@ def jitter(
 ): # like x
     "A random affine map of each image: up to 10°, 12 % of size and of shear, 2 of 28 pixels."
     turn, size, shear, dx, dy = (2*draw(torch.rand, (len(x), 5), rng, x.device) - 1).unbind(1)
-    θ, s, h = turn*math.radians(10), 1 + .12*size, .12*shear
+    θ = turn*math.radians(10)
+    s, h = 1 + .12*size, .12*shear
     first = s*θ.cos(), s*(h*θ.cos() - θ.sin()), dx/7
     second = s*θ.sin(), s*(h*θ.sin() + θ.cos()), dy/7
     maps = torch.stack([*first, *second], 1).view(-1, 2, 3)
@@ -324,7 +325,8 @@ class Judge:
         origin = torch.zeros(len(kept['train.mean'])).double()
         self.moments = dict(train=(origin, kept['train.cov']))
         self.frequencies = self.train.labels.bincount().double()/len(self.train)
-        self.kept, self.floors, self.file = kept, {}, {}
+        self.kept = kept
+        self.floors, self.file = {}, {}
         if stored and STORED.is_file(): self._read_stored()
 
     def _read_stored(self):
@@ -542,19 +544,25 @@ def _show_plane(left, right, r, m, labels, name):
     left.set(title=f'in the space of {name}', xticks=[], yticks=[])
     right.set(title='real, by class (generated in grey)', xticks=[], yticks=[])
 
+# %% ../../nbs/zoo/evaluation.ipynb #4a55adfb
+def project(
+    real, made # an Assessment each
+) -> dict: # {'pixels': (real, made), 'features': (real, made)}, arrays (n, 2)
+    "Real and generated digits in the plane, by their pixels and by the first judge's features."
+    spaces = {'pixels': lambda s: s.pixels.flatten(1)/255, 'features': lambda s: s.features}
+    return {name: plane(of(real), of(made)) for name, of in spaces.items()}
+
 # %% ../../nbs/zoo/evaluation.ipynb #f33141d7
 def show_planes(
-    real, labels, # an Assessment, and the digits they are
-    made, # an Assessment
+    planes, # from project
+    labels, # the digits that the real ones are
     title=''
 ): # the figure
     "Real and generated digits in the plane: by pixels above, by features below."
     import matplotlib.pyplot as plt
-    spaces = {'pixels': lambda s: s.pixels.flatten(1)/255, 'features': lambda s: s.features}
     with style():
         fig, axes = plt.subplots(2, 2, figsize=(8.2, 7.6), layout='constrained')
-        for (left, right), (name, of) in zip(axes, spaces.items()):
-            r, m = plane(of(real), of(made))
-            _show_plane(left, right, r, m, labels, name)
+        for (left, right), (name, (real, made)) in zip(axes, planes.items()):
+            _show_plane(left, right, real, made, labels, name)
         if title: fig.suptitle(title, fontsize=10.5)
     return fig

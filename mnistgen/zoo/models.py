@@ -15,7 +15,7 @@ from ..ddpm import DDPM
 from ..lab.data import Folded, Pixels
 from ..lab.options import Sampling, check_choice
 from ..lab.plotting import Table
-from ..lab.store import WEIGHTS, load_checkpoint, read_header
+from ..lab.store import PACKAGE, WEIGHTS, load_checkpoint, read_header
 from ..lab.training import Recipe
 from ..ldm import MLP, Latents
 from ..unet import UNet
@@ -25,9 +25,7 @@ from .generator import Generator, epochs_of
 # %% ../../nbs/zoo/models.ipynb #0f092535
 def import_chapters():
     "Import every chapter, in `beyond` too, for what it registers; but none that needs the zoo."
-    import mnistgen
-    package = Path(mnistgen.__file__).parent
-    folders = {'mnistgen': package, 'mnistgen.beyond': package/'beyond'}
+    folders = {'mnistgen': PACKAGE, 'mnistgen.beyond': PACKAGE/'beyond'}
     for name, folder in folders.items():
         for m in pkgutil.iter_modules([str(folder)]):
             source = '' if m.ispkg else (folder/f'{m.name}.py').read_text(encoding='utf-8')
