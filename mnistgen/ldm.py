@@ -137,6 +137,7 @@ def forward(self:MLP,
     t, # times (B,) in [0, 1000), integer or fractional
     label=None # None: it knows no classes
 ): # (B, *shape)
+    "What the network says of noisy latents: what it was asked for, of the shape of `x`."
     self.check(x, t)
     told, emb = self.condition(x, t, label)
     h = self.enter(told.flatten(1))

@@ -222,6 +222,7 @@ def forward(self:UNet,
     label=None, # what it is told, if it can be told something: (B,) or (B, K) int64, -1 is nothing
     context=None # (B, L, context_dim), if the network has cross-attention
 ): # (B, out_channels, H, W)
+    "What the network says of noisy images: what it was asked for, of the shape of `x`."
     self.check(x, t, label, context)
     x, emb, context = self.condition(x, t, label, context)
     height, width = x.shape[-2:]

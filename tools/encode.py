@@ -2,11 +2,11 @@
 
 Writes the modes of the latents of the training and the test images, not scaled, as float16, into
 mnistgen/weights/latents-NAME.safetensors. The header has the checksums of the autoencoder's weights
-and of the images. `Latents.encode_data` takes them from there where both fit, which saves a processor
-without half precision many minutes.
+and of the images. `Latents.encode_data` takes them from there where both fit, which saves a
+processor without half precision many minutes.
 
-Encodes in float32, without the engine. Prints by how much the float16 numbers, and those of the engine,
-differ from that on the test images. Three minutes on one core."""
+Encodes in float32, without the engine. Prints by how much the float16 numbers, and those of the
+engine, differ from that on the test images. Three minutes on one core."""
 import argparse, sys
 from pathlib import Path
 
@@ -37,6 +37,7 @@ def main(name):
     save_checkpoint(stored_latents(name), tensors, header)
 
 if __name__ == '__main__':
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(description=__doc__,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('name', choices=['vae', 'vae-light'])
     main(p.parse_args().name)

@@ -1,9 +1,9 @@
 """Store what the judges see in real digits: `python tools/judge.py`.
 
-Assesses 10,000 images of each split with the bundled judges, measures what so many real digits score
-for the usual numbers of samples, and writes both to mnistgen/weights/judge-real.safetensors, from
-which every evaluation starts. To be run again where a judge is replaced; until then evaluations
-compute what they need by themselves, as the checksums in the file no longer fit."""
+Assesses 10,000 images of each split with the bundled judges, measures what so many real digits
+score for the usual numbers of samples, and writes both to mnistgen/weights/judge-real.safetensors,
+from which every evaluation starts. To be run again where a judge is replaced; until then
+evaluations compute what they need by themselves, as the checksums in the file no longer fit."""
 import sys
 from pathlib import Path
 

@@ -1,12 +1,14 @@
-"""Judge a bundled model by numbers: `python tools/measure.py ddpm [--only WORD] [--state FILE ...]`.
+"""Judge a bundled model by numbers.
 
-Draws samples in all the ways of its plan and evaluates them, into results/NAME-evaluation.json, and
-the headline into mnistgen/weights/scores.json, which `mnistgen list` shows. What is there already for
-these weights is not done again, and samples are kept in runs/evaluation/, some hundreds a file, so a
-stopped run goes on where it was.
+    python tools/measure.py ddpm [--only WORD] [--state FILE ...]
 
---state: the training state of a run of that model (runs/NAME/state.safetensors): its averaged and its
-raw weights are compared."""
+Draws samples in all the ways of its plan and evaluates them, into results/NAME-evaluation.json,
+and the headline into mnistgen/weights/scores.json, which `mnistgen list` shows. What is there
+already for these weights is not done again, and samples are kept in runs/evaluation/, some hundreds
+a file, so a stopped run goes on where it was.
+
+--state: the training state of a run of that model (runs/NAME/state.safetensors): its averaged and
+its raw weights are compared."""
 import argparse, json, sys, time
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +25,7 @@ class Way:
     sampling: Sampling
     n: int = 2000
     seed: int = 0
-    start: int = 0            # index of the first sample; other samples are as good as another seed
+    first: int = 0            # index of the first sample; others are as good as another seed
 
     @classmethod
     def of(cls, row):
@@ -32,8 +34,9 @@ class Way:
         return cls(Sampling(**rest), row['n'], row['seed'], row.get('start', 0))
 
     def json(self):
-        "As rows have it; `start` only where it is not 0."
-        return self.sampling.json() | dict(n=self.n, seed=self.seed) | ({'start': self.start} if self.start else {})
+        "As rows have it; the first sample, as `start`, only where it is not 0."
+        out = self.sampling.json() | dict(n=self.n, seed=self.seed)
+        return out | ({'start': self.first} if self.first else {})
 
     def __str__(self): return ' '.join(f'{k} {v}' for k, v in self.json().items())
 
@@ -44,10 +47,13 @@ SWEEP = [Way(ddim(S, eta)) for eta in (0., 1., .5) for S in (10, 20, 50, 100, 25
 
 def blocks(sampling, k=5):
     "So many times 2,000 samples, each of other noise; five of them together are 10,000."
-    return [Way(sampling, start=2000*i) for i in range(k)]
+    return [Way(sampling, first=2000*i) for i in range(k)]
 
 # where steps go and how warm noise is, on samples that no track of the speedrun is judged by
-SETTINGS = [(50, p, 1.) for p in (2., 1., 2/3, 1/2)] + [(50, 2/3, τ) for τ in (.98, .96, .94)] + [(100, 1., 1.), (250, 1., 1.)]
+SETTINGS = [*((50, p, 1.) for p in (2., 1., 2/3, 1/2)),
+            *((50, 2/3, τ) for τ in (.98, .96, .94)),
+            (100, 1., 1.),
+            (250, 1., 1.)]
 
 PLANS = {'ddpm': [
     *SWEEP,
@@ -58,7 +64,7 @@ PLANS = {'ddpm': [
     *blocks(DDPM),
     Way(DDPM, n=10_000),
 ], 'ddpm-fast': [
-    *(Way(ddim(S, 1., spacing=p, temperature=τ), start=10_000) for S, p, τ in SETTINGS),
+    *(Way(ddim(S, 1., spacing=p, temperature=τ), first=10_000) for S, p, τ in SETTINGS),
 ], 'ldm': [
     *SWEEP,
     Way(ddim(100, .05)),                                             # the report's
@@ -67,7 +73,7 @@ PLANS = {'ddpm': [
     *(Way(s, n=10_000) for s in (ddim(100, .05), ddim(100, 1.), DDPM)),
 ], 'ldm-fast': [
     Way(ddim(100, 1.), n=10_000),
-    *(way for way in SWEEP if way.sampling.options['eta'] != .5 and way.sampling.steps in (20, 50, 100)),
+    *(Way(ddim(S, eta)) for eta in (0., 1.) for S in (20, 50, 100)),
     Way(DDPM),
 ]}
 AVERAGING = Way(ddim(50, 1.))
@@ -79,16 +85,19 @@ def headline_of(model):
 
 def samples(g, weights, way):
     "The samples of a way as bytes (n, 28, 28): those on the disk, and the others drawn and put there."
-    import numpy as np, torch
+    import numpy as np
+    import torch
     from mnistgen.lab.data import to_uint8
     from mnistgen.lab.store import write_atomically
     folder = top/'runs'/'evaluation'/weights/f'{way.sampling}, seed {way.seed}'.replace(' ', '-')
     folder.mkdir(parents=True, exist_ok=True)
-    out, end, s = [], way.start + way.n, way.sampling
-    for first in range(way.start, end, CHUNK):
+    out, s = [], way.sampling
+    end = way.first + way.n
+    for first in range(way.first, end, CHUNK):
         path = folder/f'{first:06d}.npy'
         if not path.exists():
-            images = g.sample(min(CHUNK, end - first), seed=way.seed, sampler=s.sampler, steps=s.steps, first=first, **s.options)
+            images = g.sample(min(CHUNK, end - first), seed=way.seed, sampler=s.sampler,
+                              steps=s.steps, first=first, **s.options)
             def write(tmp):
                 with open(tmp, 'wb') as f: np.save(f, to_uint8(images).numpy())
             write_atomically(path, write)
@@ -98,20 +107,25 @@ def samples(g, weights, way):
 def measure(g, weights, way, about):
     "A row of results: how, with what, and all numbers."
     from mnistgen.zoo.evaluation import evaluate
-    start = time.time()
+    times = [time.time()]
     images = samples(g, weights, way)
-    sampled = time.time()
+    times.append(time.time())
     scores = evaluate(images)
+    times.append(time.time())
+    drawn, judged = times[1] - times[0], times[2] - times[1]
     fd, real = scores['train']['FD'], scores['floor']['train']['FD']
-    print(f'{way}: FD {fd:.2f} (real {real:.2f}), drawn in {sampled - start:.0f} s, judged in {time.time() - sampled:.0f} s', flush=True)
+    print(f'{way}: FD {fd:.2f} (real {real:.2f}), drawn in {drawn:.0f} s, judged in {judged:.0f} s',
+          flush=True)
     return about | dict(way=way.json(), **scores)
 
 def of_state(path):
-    "Two generators, with the averaged and with the raw weights of a training state; and its header."
+    "Generators with the averaged and with the raw weights of a training state; and its header."
     from mnistgen.lab.store import load_checkpoint
     from mnistgen.zoo.models import assemble
     tensors, h = load_checkpoint(path)
-    def part(kind): return {k.removeprefix(kind + '.'): v for k, v in tensors.items() if k.startswith(kind + '.')}
+    def part(kind):
+        start = kind + '.'
+        return {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
     return {kind: assemble(part(kind), h, 'cpu') for kind in ('average', 'net')}, h
 
 def headline(model, result):
@@ -122,7 +136,9 @@ def headline(model, result):
     file = top/'mnistgen'/'weights'/'scores.json'
     scores = json.loads(file.read_text()) if file.exists() else {}
     shares = {k: row['train'][k] for k in ('precision', 'recall')}
-    scores[model] = dict(weights=result['weights'], way=row['way'], FD=row['train']['FD'], floor=row['floor']['train']['FD'], **shares, confident=row['confident'])
+    distances = dict(FD=row['train']['FD'], floor=row['floor']['train']['FD'])
+    scores[model] = dict(weights=result['weights'], way=row['way'], **distances, **shares,
+                         confident=row['confident'])
     write_atomically(file, lambda tmp: tmp.write_text(json.dumps(scores, indent=1) + '\n'))
 
 def main(model, only, states):
@@ -133,8 +149,11 @@ def main(model, only, states):
     g = mnistgen.load(model, 'cpu')
     weights, path = g.header['checksum'], top/'results'/f'{model}-evaluation.json'
     result = json.loads(path.read_text()) if path.exists() else {}
-    if result.get('weights') != weights: result = dict(model=model, weights=weights, epochs=epochs_of(g.header), rows=[], averaging=[])
-    about = dict(device=device_info(g.device)['name'], **{k: v for k, v in versions().items() if k in ('torch', 'commit')})
+    if result.get('weights') != weights:
+        result = dict(model=model, weights=weights, epochs=epochs_of(g.header), rows=[],
+                      averaging=[])
+    about = dict(device=device_info(g.device)['name'])
+    about |= {k: v for k, v in versions().items() if k in ('torch', 'commit')}
     def put(rows, row):
         rows.append(row)
         write_atomically(path, lambda tmp: tmp.write_text(json.dumps(result, indent=1) + '\n'))
@@ -144,16 +163,22 @@ def main(model, only, states):
         if only in str(way) and not done: put(result['rows'], measure(g, weights, way, about))
     for state in states:
         generators, h = of_state(state)
-        epoch = h.get('start', {}).get('epochs', 0) + len(h['history'])
+        epoch, lr = h.get('start', {}).get('epochs', 0) + len(h['history']), h['history'][-1]['lr']
         for kind, generator in generators.items():
-            facts = dict(step=h['step'], epoch=epoch, lr=h['history'][-1]['lr'], weights='averaged' if kind == 'average' else 'raw')
+            facts = dict(step=h['step'], epoch=epoch, lr=lr,
+                         weights='averaged' if kind == 'average' else 'raw')
             done = any({k: r[k] for k in facts} == facts for r in result['averaging'])
-            if not done: put(result['averaging'], measure(generator, f"{h['checksum']}-{kind}", AVERAGING, about | facts))
+            if done: continue
+            name = f"{h['checksum']}-{kind}"
+            put(result['averaging'], measure(generator, name, AVERAGING, about | facts))
 
 if __name__ == '__main__':
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(description=__doc__,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('model', choices=list(PLANS))
-    p.add_argument('--only', default='', help='a part of the name of a way, such as "n 2000" or "ddim"')
-    p.add_argument('--state', nargs='*', default=[], help='training states whose averaged and raw weights are compared')
+    p.add_argument('--only', default='',
+                   help='a part of the name of a way, such as "n 2000" or "ddim"')
+    p.add_argument('--state', nargs='*', default=[],
+                   help='training states whose averaged and raw weights are compared')
     a = p.parse_args()
     main(a.model, a.only, a.state)
