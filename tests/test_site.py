@@ -140,23 +140,6 @@ def test_figures_and_printed_lines_stay_in_the_column(site):
     wrapped = {s.split('*/')[-1].strip() for s in re.search(wrap, styles)[1].split(',')}
     assert {'div.sourceCode pre > code.sourceCode', '.cell-output pre code'} <= wrapped
 
-# ---- notebooks
-
-@pytest.mark.parametrize('nb', notebooks(), ids=str)
-def test_headings_follow_a_blank_line(nb):
-    "An anchor in the line before makes plain text of a heading, in Quarto."
-    found = []
-    for i, cell in enumerate(cells(nb)):
-        if cell['cell_type'] != 'markdown': continue
-        lines = ['', *lines_of_text(cell)]
-        found += [(i, b) for a, b in zip(lines, lines[1:]) if re.match(r'#{1,6} ', b) and a.strip()]
-    assert found == []
-
-@pytest.mark.parametrize('nb', notebooks(), ids=str)
-def test_an_exported_cell_defines_one_thing(nb):
-    defined = [[n.name for n in definitions(c)] for c in cells(nb)]
-    assert [names for names in defined if len(names) > 1] == []
-
 # ---- commands and workflows
 
 QUARTO = '''#!/bin/sh
