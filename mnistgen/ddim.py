@@ -17,17 +17,19 @@ from .lab.options import check_integer, number, sampler
 @sampler('ddim')
 @torch.no_grad()
 def sample_ddim(
-    net, process, # the network, a Process
-    x, # x_T: standard normal noise (B, C, H, W)
+    net, process, # net(x, t, label), and the Process that it was trained for
+    x, # x_T: standard normal noise, float (B, C, H, W)
     steps=100, # S, 1 to T
-    label=None, # (B,) int64, for a network that knows classes
-    noise=None, # noise(x) -> fresh noise like x; only needed if eta > 0
+    label=None, # (B,) int64 or None; only for a network that takes labels
+    noise=None, # noise(x) -> standard normal noise of the shape of x; needed if eta > 0
     *,
     eta:number(0, 1, symbol='η')=0., # share of DDPM's fresh noise: 0 is deterministic, 1 as DDPM
     spacing:SPACING='leading', # times: leading ends at 0, trailing begins at T-1, a number p: iᵖ
     temperature:number(0)=1. # what fresh noise is multiplied by: 1 is theory, less varies less
 ): # yields (t, x, x̂0): the time just left, the image after the step, the predicted clean image
-    "Denoising diffusion implicit models (Song et al., 2020; Eqs. 8-9)."
+    """Denoising diffusion implicit models (Song et al., 2020; Eqs. 8-9), step by step.
+
+    ValueError for an option or a number of steps out of range, and for eta > 0 without `noise`."""
     if eta and noise is None:
         raise ValueError('eta > 0 draws noise at every step: pass noise=Noise(seed, n)')
     for t, s in process.path(steps, spacing):
@@ -41,14 +43,16 @@ def sample_ddim(
 # %% ../nbs/02_ddim.ipynb #617fe3bb
 @torch.no_grad()
 def invert_ddim(
-    net, process, # the network, a Process; limits of x̂0 are lifted, as they cannot be undone
-    x, # x_0: clean images (B, C, H, W)
-    steps=100, # 1 to T
+    net, process, # as for sample_ddim; limits of x̂0 are lifted, as they cannot be undone
+    x, # x_0: clean images, float (B, C, H, W), for pixels in [-1, 1]
+    steps=100, # S, 1 to T
     iterations=1, # evaluations a step: 1 is the usual approximation, more converge to the inverse
-    label=None,
-    spacing='leading'
+    label=None, # (B,) int64 or None, as for sample_ddim
+    spacing='leading' # of the times, as for sample_ddim
 ): # yields (t, x): the time reached, and the image there; the last is the noise x_T
-    "Run DDIM (η = 0) backwards, from images to the noise they would come from."
+    """Run DDIM (η = 0; Song et al., 2020, section 4.3) backwards, from images to their noise.
+
+    ValueError for steps, iterations or a spacing out of range."""
     iterations = check_integer('iterations', iterations, 1)
     process = process.limited(clip=0)
     for t, s in reversed(process.path(steps, spacing)):

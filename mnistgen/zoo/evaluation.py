@@ -448,14 +448,17 @@ class Scores(dict):
 
 # %% ../../nbs/zoo/evaluation.ipynb #3ec8a501
 def brief(
-    scores # of evaluate, or a row of results, or its floor
+    scores, # of evaluate, or a row of results, or its floor
+    accuracy=False # show how many are the digit that was asked for?
 ) -> dict:
-    "The numbers of a set of samples in one row of a table, distances to the training images."
-    s, t = scores, scores['train']
-    near = {k: t[k] for k in ('precision', 'recall', 'density', 'coverage')}
-    return {'FD': t['FD'], 'KID · 1000': 1e3*t['KID'], **near, 'accuracy': s.get('accuracy'),
-            'confident': s['confident'], 'χ²': s['chi2'], 'C_T': s['novelty'],
-            'border': s['border']}
+    "The numbers of a set of samples in one row of a table; distances are to the training images."
+    t, share = scores['train'], lambda v: None if v is None else f'{v:.1%}'
+    kid = f"{1e3*t['KID']:.1f} ± {1e3*t['KID ±']:.1f}"
+    near = {k: round(t[k], 3) for k in ('precision', 'recall', 'density', 'coverage')}
+    asked = {'accuracy': share(scores.get('accuracy'))} if accuracy else {}
+    return {'FD': t['FD'], 'FD∞': t['FD∞'], 'KID · 1000': kid, **near, **asked,
+            'confident': share(scores['confident']), 'χ²': round(scores['chi2'], 1),
+            'C_T': round(scores['novelty'], 1), 'border': round(scores['border'], 2)}
 
 # %% ../../nbs/zoo/evaluation.ipynb #e7f6e919
 @functools.cache
