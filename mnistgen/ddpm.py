@@ -23,7 +23,7 @@ def cosine_betas(
     s=.008, # keeps the first steps from being too small to see
     largest=.999 # cap, without which the last step would divide by zero
 ) -> torch.Tensor: # (T,) float64: β_0 … β_{T-1}
-    "The cosine schedule (Nichol & Dhariwal, 2021; Eq. 3) as the noise added by each step."
+    "The cosine schedule (Nichol & Dhariwal, 2021; Eq. 3) as the variance added by each step."
     t = torch.arange(T + 1, dtype=torch.float64)
     f = torch.cos((t/T + s)/(1 + s)*math.pi/2)**2
     return (1 - f[1:]/f[:-1]).clamp(max=largest)
@@ -32,7 +32,7 @@ def cosine_betas(
 def linear_betas(
     T=1000, # number of steps
     first=1e-4, last=.02 # β_0 and β_{T-1}
-) -> torch.Tensor: # (T,) float64
+) -> torch.Tensor: # (T,) float64: β_0 … β_{T-1}
     "The linear schedule of Ho et al. (2020)."
     return torch.linspace(first, last, T, dtype=torch.float64)
 
@@ -40,28 +40,38 @@ def linear_betas(
 SCHEDULES = {'cosine': cosine_betas, 'linear': linear_betas}
 
 # %% ../nbs/01_ddpm.ipynb #680bf7ff
-def uniform_times(n, T, rng, device): # (n,) int64 in [0, T)
-    "All times alike."
+def uniform_times(
+    n, T, # how many times, of a process with T of them
+    rng, device # torch.Generator or None; where the result lives
+): # (n,) int64 in [0, T)
+    "Each time with the same probability."
     return draw(partial(torch.randint, T), (n,), rng, device)
 
 # %% ../nbs/01_ddpm.ipynb #59e5a405
-def logit_normal_times(n, T, rng, device): # (n,) int64 in [0, T)
+def logit_normal_times(
+    n, T, # how many times, of a process with T of them
+    rng, device # torch.Generator or None; where the result lives
+): # (n,) int64 in [0, T)
     "The sigmoid of a normal number: the middle more often than the ends (Esser et al., 2024)."
     return (draw(torch.randn, (n,), rng, device).sigmoid()*T).long().clamp(max=T - 1)
 
 # %% ../nbs/01_ddpm.ipynb #26433459
-# which times training sees
+# the distribution of the times in training
 TIMES = {'uniform': uniform_times, 'logit-normal': logit_normal_times}
+
+# %% ../nbs/01_ddpm.ipynb #1ba31c06
 # which noise goes with which image of a batch: f(x0, ε, label) -> ε in another order
 COUPLINGS = {'independent': lambda x0, ε, label: ε}
 
-# %% ../nbs/01_ddpm.ipynb #53170ee3
+# %% ../nbs/01_ddpm.ipynb #d4b7966c
 # what a network can be asked for, p·x0 + q·ε, where x_t = a·x0 + b·ε
 TARGETS = {
     'eps': lambda a, b: (0., 1.),
     'x0': lambda a, b: (1., 0.),
     'v': lambda a, b: (-b, a),
 }
+
+# %% ../nbs/01_ddpm.ipynb #53170ee3
 # how much a squared error of x̂0 can count at a time; snr = a²/b², the signal-to-noise ratio
 WEIGHTINGS = {
     'eps': lambda snr: snr,
@@ -75,11 +85,12 @@ class Process:
     """Noisy images x_t = a·x0 + b·ε, and a network that is asked for p·x0 + q·ε.
 
     A process of your own gives `levels(t)` -> a, b; `clock(t)`, the time as the network sees it, in
-    [0, 1000); `path(steps, spacing)` -> [(t, s)], the times of sampling; and `random_times`."""
+    [0, 1000); `path(steps, spacing)` -> [(t, s)], the times of sampling; and `random_times`.
+    ValueError for a name that is not on its list."""
     def __init__(self,
         predict, # what the network is asked for: a name in TARGETS
         weighting=None, # how much the times count: a name in WEIGHTINGS; None: as they come
-        times='uniform', # which times training sees: a name in TIMES
+        times='uniform', # the distribution of the times in training: a name in TIMES
         coupling='independent', # which noise goes with which image: a name in COUPLINGS
         limits=None # of x̂0 while sampling, if nothing else is asked for: arguments of limit_x0
     ):
@@ -97,14 +108,16 @@ class Process:
 
 # %% ../nbs/01_ddpm.ipynb #5fb89f8e
 class DDPM(Process):
-    "The process of Ho et al. (2020): T steps that turn an image into noise."
+    """The process of Ho et al. (2020): T steps that turn an image into noise.
+
+    ValueError for T below 1, for an unknown name, and for zero_snr where the noise is predicted."""
     def __init__(self,
         T=1000, # steps
         schedule='cosine', # 'cosine' or 'linear'
-        predict='eps', # the network's answer: 'eps', the noise; 'x0', the image; or 'v', see below
+        predict='eps', # what the network predicts: 'eps', the noise; 'x0', the image; or 'v'
         clip=True, # does sampling clip x̂0 to [-1, 1]? For pixels, not for latents
-        weighting=None, # how much the times count: 'eps', 'x0', 'v' or 'min-snr'; None: as predicted
-        times='uniform', # which times training sees: 'uniform', or 'logit-normal', more of the middle
+        weighting=None, # how much the times count: a name in WEIGHTINGS; None: as predicted
+        times='uniform', # of training: 'uniform', or 'logit-normal', more of the middle
         zero_snr=False, # shift the schedule to end in pure noise (Lin et al., 2024); not for 'eps'
         coupling='independent' # which noise goes with which image
     ):
@@ -139,7 +152,10 @@ def levels(self:DDPM,
 
 # %% ../nbs/01_ddpm.ipynb #0e925772
 @patch
-def check_time(self:DDPM, t, n):
+def check_time(self:DDPM,
+    t, # a time, or a tensor of them
+    n # how many images there are
+): # t, as an integer or as it came
     "An integer in [0, T), or (n,) of them as int64; ValueError if it is neither."
     if not isinstance(t, torch.Tensor): return check_integer('t', t, 0, self.T - 1)
     if t.dtype != torch.int64 or t.shape != (n,):
@@ -158,8 +174,12 @@ def clock(self:DDPM,
 
 # %% ../nbs/01_ddpm.ipynb #7372ac91
 @patch
-def random_times(self:DDPM, n, rng=None, device='cpu'): # (n,) int64
-    "Times to train at."
+def random_times(self:DDPM,
+    n, # how many
+    rng=None, # torch.Generator; None: torch's own
+    device='cpu' # where they live
+): # (n,) int64 in [0, T)
+    "Times to train at, of the distribution `times`."
     return TIMES[self.times](n, self.T, rng, device)
 
 # %% ../nbs/01_ddpm.ipynb #a4f59cbd
@@ -169,7 +189,9 @@ def add_noise(self:Process,
     t, # times (B,)
     ε # standard normal noise, of the shape of x0
 ): # x_t, of the shape of x0
-    "Jump from a clean image to time t (Eq. 2)."
+    """Jump from clean images to the times t (Eq. 2).
+
+    ValueError for noise of another shape, and for a time that the process does not have."""
     if ε.shape != x0.shape:
         raise ValueError(f'noise of shape {tuple(ε.shape)} for images of {tuple(x0.shape)}')
     a, b = self.levels(self.check_time(t, len(x0)))
@@ -177,14 +199,21 @@ def add_noise(self:Process,
 
 # %% ../nbs/01_ddpm.ipynb #364095a2
 @patch
-def target(self:Process, x0, ε, t):
-    "What the network shall answer for x0 and ε (B, C, H, W) at the times t (B,)."
+def target(self:Process,
+    x0, ε, # clean images and noise, both (B, C, H, W)
+    t # times (B,), or one for all
+): # of the shape of x0
+    "What the network should answer for x0 and ε at the times t: p·x0 + q·ε."
     p, q = TARGETS[self.predict](*self.levels(t))
     return p*x0 + q*ε
 
 # %% ../nbs/01_ddpm.ipynb #8b58a3f7
 @patch
-def answer(self:Process, x, x0_hat, t):
+def answer(self:Process,
+    x, # x_t, noisy images (B, C, H, W)
+    x0_hat, # clean images that x_t is taken for, of the shape of x
+    t # times (B,), or one for all
+): # of the shape of x
     "What a network answers at x_t if x̂0 is its idea of the clean image: `denoise`, inverted."
     a, b = self.levels(t)
     return self.target(x0_hat, (x - a*x0_hat)/b, t)
@@ -192,7 +221,7 @@ def answer(self:Process, x, x0_hat, t):
 # %% ../nbs/01_ddpm.ipynb #fafa4e82
 @patch
 def weight(self:Process,
-    t # (B,)
+    t # times (B,)
 ): # (B,)
     "How much the squared errors at the times t count in the loss."
     if self.weighting is None: return torch.ones(len(t), device=t.device)
@@ -203,8 +232,13 @@ def weight(self:Process,
 
 # %% ../nbs/01_ddpm.ipynb #e85da14d
 @patch
-def ask(self:Process, net, x, t, label=None): # float32, of the shape of x
-    "The network's answer to noisy images x (B, C, H, W) at the times t (B,)."
+def ask(self:Process,
+    net, # net(x, t, label)
+    x, # noisy images (B, C, H, W)
+    t, # times (B,)
+    label=None # (B,) or (B, K) int64; None: nothing is said
+): # float32, of the shape of x
+    "The network's answer to noisy images; ValueError if it is of another shape."
     out = net(x, self.clock(t), label)
     if out.shape != x.shape:
         raise ValueError(f'the network answers {tuple(out.shape)} where {tuple(x.shape)} was asked')
@@ -215,7 +249,7 @@ def ask(self:Process, net, x, t, label=None): # float32, of the shape of x
 def losses(self:Process,
     net, # net(x, t, label)
     batch, # (x0 (B, C, H, W), labels (B,) or None)
-    rng=None # of times and noise
+    rng=None # torch.Generator of times and noise; None: torch's own
 ) -> tuple: # times (B,), squared errors (B,)
     "The error for each image of a batch, at a random time and with random noise (Eq. 4), weighted."
     x0, label = batch
@@ -228,7 +262,9 @@ def losses(self:Process,
 
 # %% ../nbs/01_ddpm.ipynb #28680f61
 @patch
-def loss(self:Process, net, batch, rng=None) -> torch.Tensor: # a number
+def loss(self:Process,
+    net, batch, rng=None # as for losses
+) -> torch.Tensor: # a number
     "Mean squared error over a batch (Eq. 4): what the trainer minimises."
     return self.losses(net, batch, rng)[1].mean()
 
@@ -249,7 +285,7 @@ def limit_x0(
 @patch
 def limited(self:Process,
     **limits # arguments of limit_x0; None: as it is
-) -> Process:
+) -> Process: # a copy
     "The same process with other limits of x̂0."
     out = copy.copy(self)
     out.limits = self.limits | {k: v for k, v in limits.items() if v is not None}
@@ -258,11 +294,14 @@ def limited(self:Process,
 # %% ../nbs/01_ddpm.ipynb #b6b657ce
 @patch
 def denoise(self:Process,
-    net, x, # the network; noisy images (B, C, H, W)
+    net, # net(x, t, label)
+    x, # noisy images x_t (B, C, H, W)
     t, # one time for all of them, or one for each (B,)
-    label=None
+    label=None # (B,) or (B, K) int64; None: nothing is said
 ) -> tuple: # x̂0, ε̂, each of the shape of x
-    "Ask the network, and say its answer in both forms: the clean image and the noise."
+    """Ask the network, and say its answer in both forms: the clean image and the noise.
+
+    ValueError for a time that the process does not have."""
     t = self.check_time(t, len(x))
     each = t if isinstance(t, torch.Tensor) else torch.full((len(x),), t, device=x.device)
     out = self.ask(net, x, each, label)
@@ -274,15 +313,32 @@ def denoise(self:Process,
     x0_hat = limit_x0(x0_hat, **self.limits)
     return x0_hat, (x - a*x0_hat)/b                                 # x = a·x̂0 + b·ε̂ stays true
 
-# %% ../nbs/01_ddpm.ipynb #ede0f522
+# %% ../nbs/01_ddpm.ipynb #7f864338
+@patch
+def posterior(self:Process,
+    t, s # from time t to the earlier s
+) -> tuple: # floats: weight of x̂0, weight of x_t, variance
+    """q(x_s | x_t, x0), the Gaussian from which a step back is drawn (Eq. 6 and β̃).
+
+    ValueError unless s is before t."""
+    if not s < t: raise ValueError(f'from time {t} to {s}: times fall on the way back')
+    (a_t, b_t), (a_s, b_s) = self.levels(t), self.levels(s)
+    r = a_t/a_s                                                     # √α: signal that s to t leaves
+    β = b_t**2 - r**2*b_s**2                                        # noise that it adds
+    return a_s*β/b_t**2, r*b_s**2/b_t**2, β*b_s**2/b_t**2
+
+# %% ../nbs/01_ddpm.ipynb #4579cc17
 SPACING = choice('leading', 'trailing') | number(positive=True)
 
+# %% ../nbs/01_ddpm.ipynb #ede0f522
 @patch
 def path(self:DDPM,
     steps=None, # number of steps, 1 to T; None: all
     spacing='leading' # 'leading' ends at t = 0, 'trailing' begins at T-1; a number p: times as iᵖ
 ) -> list: # [(t, s)]: from time t to the earlier s; the last s is -1, the clean image
-    "A subsequence of the times, from noise to image: evenly spaced, or as a power."
+    """A subsequence of the times, from noise to image: evenly spaced, or as a power.
+
+    ValueError for another number of steps or another spacing."""
     T, n = self.T, check_integer('steps', self.T if steps is None else steps, 1, self.T)
     spacing = SPACING.check('spacing', spacing)
     if spacing == 'leading': times = [i*T//n for i in range(n)]
@@ -296,21 +352,11 @@ def path(self:DDPM,
     times = times[::-1]
     return list(zip(times, times[1:] + [-1]))
 
-# %% ../nbs/01_ddpm.ipynb #7f864338
-@patch
-def posterior(self:Process,
-    t, s # from time t to the earlier s
-) -> tuple: # floats: weight of x̂0, weight of x_t, variance
-    "q(x_s | x_t, x0), the Gaussian from which a step back is drawn (Eq. 6 and β̃)."
-    if not s < t: raise ValueError(f'from time {t} to {s}: times fall on the way back')
-    (a_t, b_t), (a_s, b_s) = self.levels(t), self.levels(s)
-    r = a_t/a_s                                                     # √α: signal that s to t leaves
-    β = b_t**2 - r**2*b_s**2                                        # noise that it adds
-    return a_s*β/b_t**2, r*b_s**2/b_t**2, β*b_s**2/b_t**2
-
 # %% ../nbs/01_ddpm.ipynb #8b76dbdf
 class Noise:
-    "Standard normal noise, a stream for each sample: it is the same whatever else is drawn."
+    """Standard normal noise, a stream for each sample: it is the same whatever else is drawn.
+
+    ValueError for another number of samples than it was made for."""
     def __init__(self,
         seed, n, # of n samples
         first=0 # index of the first of them
@@ -328,13 +374,15 @@ class Noise:
 @sampler('ddpm')
 @torch.no_grad()
 def sample_ddpm(
-    net, process, # the network, a Process
+    net, process, # net(x, t, label), and the Process that it was trained for
     x, # x_T: standard normal noise (B, C, H, W)
     steps=None, # number of steps; None: all T
     label=None, # (B,) int64, for a network that knows classes
     noise=None # noise(x) -> fresh noise like x, such as Noise
 ): # yields (t, x, x̂0): the time just left, the image after the step, the predicted clean image
-    "Ancestral sampling (Ho et al., 2020, Algorithm 2; Eqs. 5-7)."
+    """Ancestral sampling (Ho et al., 2020, Algorithm 2; Eqs. 5-7).
+
+    ValueError without `noise`, and for another number of steps than the process can take."""
     if noise is None:
         raise ValueError('DDPM sampling draws noise at every step: pass noise=Noise(seed, n)')
     for t, s in process.path(steps):

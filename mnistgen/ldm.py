@@ -139,8 +139,8 @@ def forward(self:MLP,
 ): # (B, *shape)
     "What the network says of noisy latents: what it was asked for, of the shape of `x`."
     self.check(x, t)
-    told, emb = self.condition(x, t, label)
-    h = self.enter(told.flatten(1))
+    h, emb = self.condition(x, t, label)
+    h = self.enter(h.flatten(1))
     for block in self.blocks: h = block(h, emb)
     return self.leave(F.silu(self.norm(h))).view(x.shape)
 

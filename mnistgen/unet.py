@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['timestep_embedding', 'TimeEmbedding', 'ResBlock', 'Attention', 'Downsample', 'Upsample', 'Level', 'UNet',
-           'check_told']
+           'check_label']
 
 # %% ../nbs/00_unet.ipynb #cd06e9d4
 import math, re
@@ -31,7 +31,7 @@ def timestep_embedding(
 # %% ../nbs/00_unet.ipynb #17319d2c
 class TimeEmbedding(nn.Module):
     "Time (B,) to features (B, 4·dim): sinusoids and two linear layers, each followed by a SiLU."
-    kernel = 'time embedding'                 # what the engine may take it for
+    kind = 'time embedding'                   # what the engine may take it for
 
     def __init__(self, dim):
         super().__init__()
@@ -47,7 +47,7 @@ class ResBlock(nn.Module):
     """GroupNorm, SiLU, 3×3 convolution, twice, around a shortcut (He et al., 2016).
 
     The time is added in between (Ho et al., 2020)."""
-    kernel = 'residual block'                 # what the engine may take it for
+    kind = 'residual block'                   # what the engine may take it for
 
     def __init__(self,
         cin, cout, # channels in and out
@@ -78,7 +78,7 @@ class Attention(nn.Module):
     """Multi-head attention over the positions of a feature map, around a shortcut.
 
     To itself, or to a context (Vaswani et al., 2017)."""
-    kernel = 'attention'                      # what the engine may take it for
+    kind = 'attention'                        # what the engine may take it for
 
     def __init__(self,
         channels,
@@ -118,7 +118,7 @@ class Downsample(nn.Conv2d):
 # %% ../nbs/00_unet.ipynb #6708e62a
 class Upsample(nn.Conv2d):
     "(B, C, H, W) to (B, C, 2H, 2W), nearest neighbours and a 3×3 convolution."
-    kernel = 'upsampling'                     # what the engine may take it for
+    kind = 'upsampling'                       # what the engine may take it for
 
     def __init__(self, channels): super().__init__(channels, channels, 3, padding=1)
     def forward(self, x): return super().forward(F.interpolate(x, scale_factor=2., mode='nearest'))
@@ -126,7 +126,7 @@ class Upsample(nn.Conv2d):
 # %% ../nbs/00_unet.ipynb #81e417c9
 class Level(nn.Module):
     "The blocks of one resolution, and the change to the next."
-    kernel = 'container'
+    kind = 'container'
 
     def __init__(self,
         widths, # [(channels in, channels out)] of each residual block
@@ -156,7 +156,7 @@ class UNet(nn.Module):
 
     `net(x, t)` takes noisy images x (B, in_channels, H, W) and times t (B,) in [0, 1000), and
     returns (B, out_channels, H, W). It pads by reflection and crops by itself."""
-    kernel = 'container'
+    kind = 'container'
     labels = {}                               # what it can be told: nothing
 
     def __init__(self,
@@ -263,13 +263,13 @@ def check(self:UNet, x, t, label=None, context=None):
     if self.pad_to is None and not fits:
         raise ValueError(f'sides of {x.shape[2]}×{x.shape[3]}: without padding they must be '
                          f'divisible by {self.divisor}')
-    check_told(self.labels, label, B)
+    check_label(self.labels, label, B)
     if not self.labels and (context is None) != (self.context_dim is None):
         wanted = f'(B, L, {self.context_dim})' if self.context_dim else 'None'
         raise ValueError(f'context must be {wanted} for this network')
 
 # %% ../nbs/00_unet.ipynb #6f4328ba
-def check_told(
+def check_label(
     labels, # of a network: {kind: number of classes}
     label, # what it is told: None, or (B,) int64, or (B, K) for K kinds; -1 is nothing said
     B # number of images

@@ -231,13 +231,16 @@ def check_labels(
 ): # (n,) or (n, K) int64, or None
     "Labels for n samples. ValueError unless they are classes (or -1, nothing said), and fit n."
     if labels is None: return None
-    accepted = 'give one digit or a flat list of digits'
+    kinds = list(classes)
+    accepted = f'give one {kinds[0]} or a flat list of {kinds[0]}s'
+    if len(kinds) > 1: accepted = f'give rows of {len(kinds)} numbers: {", ".join(kinds)}'
     try: labels = torch.as_tensor(labels)
     except (TypeError, ValueError, RuntimeError):
         raise ValueError(f'labels {labels!r}: {accepted}') from None
     whole = not labels.is_floating_point() and labels.dtype != torch.bool
-    if not whole or labels.ndim > 1 + (len(classes) > 1): raise ValueError(f'labels: {accepted}')
     if labels.ndim == 0: labels = labels.view(1)
+    fits = labels.ndim == 1 if len(kinds) == 1 else labels.shape[1:] == (len(kinds),)
+    if not whole or not fits: raise ValueError(f'labels: {accepted}')
     if len(labels) == 0 or n % len(labels):
         raise ValueError(f'{len(labels)} labels for {n} samples: give one, or a number of them '
                          f'that divides {n}')
@@ -316,7 +319,7 @@ class Batches:
         "The permutation of epoch `epoch`, made on the CPU so that every device sees the same."
         return torch.randperm(len(self.x), generator=make_rng('order', self.seed, index=epoch))
 
-    def told(self, epoch): # (N,) or (N, K), or None
+    def labels_of(self, epoch): # (N,) or (N, K), or None
         "The labels of an epoch: a share is left out, decided by seed, epoch and item alone."
         if self.labels is None or not self.drop: return self.labels
         chance = torch.rand(self.labels.shape, generator=make_rng('drop', self.seed, index=epoch))
@@ -328,7 +331,7 @@ class Batches:
 
     def epoch(self, epoch, first=0, part=slice(None)):
         "Yield the `(x, labels or None)` of an epoch, from batch `first` on, `part` of each."
-        order, labels = self.order(epoch).to(self.x.device), self.told(epoch)
+        order, labels = self.order(epoch).to(self.x.device), self.labels_of(epoch)
         for i in range(first, len(self)):
             idx = order[i*self.batch_size:(i + 1)*self.batch_size][part]
             yield self.transform(self.x[idx]), None if labels is None else labels[idx]

@@ -29,7 +29,7 @@ def pick_device(
             torch.empty(0, device=d)
             return d
     except (RuntimeError, AssertionError, TypeError): pass
-    raise ValueError(f"device '{device}' is not to be had here: choose auto, cpu, cuda or mps")
+    raise ValueError(f"device '{device}' is not available here: choose auto, cpu, cuda or mps")
 
 # %% ../../nbs/lab/device.ipynb #33dfff43
 @functools.cache

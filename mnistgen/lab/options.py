@@ -25,7 +25,8 @@ class Reader:
         "The value that was read. ValueError, in one line, says what is accepted."
         try: return self(value)
         except (TypeError, ValueError, OverflowError):
-            raise ValueError(f'{name} {value}: choose {self}') from None
+            found = ' '.join(str(value).split())                     # in one line
+            raise ValueError(f'{name} {found}: choose {self}') from None
 
     def check_text(self, name, text):
         "The same for the text of a command line."

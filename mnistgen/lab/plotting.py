@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PALETTE', 'WIDEST', 'STYLE', 'style', 'grid_array', 'save_grid', 'load_grid', 'show_grid', 'show_grids', 'show_strip',
-           'caption', 'show_losses', 'Table', 'contest']
+           'caption', 'show_losses', 'Table', 'benchmark_table']
 
 # %% ../../nbs/lab/plotting.ipynb #01c75949
 import math
@@ -248,11 +248,11 @@ class Table(list):
         return '\n'.join('  '.join(c.ljust(w) for c, w in zip(l, widths)).rstrip() for l in lines)
 
 # %% ../../nbs/lab/plotting.ipynb #1bf5edeb
-def contest(
-    bench, # results/benchmark-engine.json
+def benchmark_table(
+    bench, # what results/benchmark-engine.json holds
     works # names of its rows
 ) -> Table:
-    "Seconds that the library takes for some work, and diffusers, and how many times as long."
+    "Seconds of mnistgen and of diffusers for each work, and the ratio to mnistgen's."
     theirs = {'diffusers, float32': 'eager', 'diffusers, bfloat16 autocast and compiled': 'best'}
     rows = []
     for work in works:

@@ -120,23 +120,31 @@ class Trainer:
         if recipe.batch_size < self.world:
             raise ValueError(f'batch size {recipe.batch_size}: choose at least {self.world}, '
                              'one for each process')
-        self.on_first(lambda: check_writable(self.out/'state.safetensors'))
+        if self.train.batch_size != recipe.batch_size:
+            raise ValueError(f'batches of {self.train.batch_size}, but a recipe for '
+                             f'{recipe.batch_size}: give both the same batch size')
+        self.on_main_process(lambda: check_writable(self.out/'state.safetensors'))
         self.step, self.spent = 0, spent
         self.loss_sum = self.epoch_seconds = 0.                      # of the current epoch
         self._prepare_network(plain)
         self.optimizer = make_optimizer(self.net, recipe, fused=self.device.type in ('cuda', 'cpu'))
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.half is torch.float16)
+        small_range = self.amp_dtype is torch.float16                # bfloat16 needs no scaling
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=small_range)
         self.record = self._first_record(spent)
 
     def autocast(self):
-        return torch.autocast(self.device.type, self.half) if self.half else nullcontext()
+        return torch.autocast(self.device.type, self.amp_dtype) if self.amp_dtype else nullcontext()
 
 # %% ../../nbs/lab/training.ipynb #bec2cbb2
 @patch
 def _prepare_network(self:Trainer, plain):
-    "The network on its device, fast where that is to be had; its average; what is run of both."
-    self.half, self.engine = None if plain else half_dtype(self.device), 'plain'
+    "The network on its device, fast where that is possible; its average; what is run of both."
+    self.amp_dtype, self.engine = None if plain else half_dtype(self.device), 'plain'
     self.net = self.task.net.to(self.device)
+    parameters = dict(self.net.named_parameters())
+    if others := [k for k in self.net.state_dict() if k not in parameters]:
+        raise ValueError(f'{others[0]} is no parameter: the trainer keeps and averages nothing '
+                         'else (choose GroupNorm rather than BatchNorm)')
     if not plain: self._make_fast()
     self.average = copy.deepcopy(self.net).requires_grad_(False).eval()
     self.run, self.run_average = self.net, self.average
@@ -147,7 +155,7 @@ def _prepare_network(self:Trainer, plain):
 # %% ../../nbs/lab/training.ipynb #da0bf008
 @patch
 def _make_fast(self:Trainer):
-    "What makes training fast on this device, or a line that says why it is not to be had."
+    "What makes training fast on this device, or a line that says why it is not available."
     reason = None
     if self.device.type == 'cpu':
         keep_memory()
@@ -164,7 +172,7 @@ def _make_fast(self:Trainer):
 def _first_record(self:Trainer, spent): # JSON-ready
     "What a run writes down: what is trained, with what, on what; later, what came of it."
     parameters = sum(p.numel() for p in self.net.parameters())
-    precision = str(self.half or torch.float32).split('.')[-1]
+    precision = str(self.amp_dtype or torch.float32).split('.')[-1]
     return dict(model=self.name, parameters=parameters, items=len(self.train.x),
                 recipe=asdict(self.recipe), device=device_info(self.device), processes=self.world,
                 precision=precision, engine=self.engine, setup_seconds=spent, **versions(),
@@ -198,8 +206,8 @@ def ended(self:Trainer):
 @patch(as_prop=True)
 def complete(self:Trainer):
     "Has it ended, and has what came of it been evaluated and written down?"
-    history = self.record['history']
-    return self.ended and bool(history) and history[-1]['step'] == self.step
+    last = (self.record['history'] or [dict(step=None, eval_loss=None)])[-1]
+    return self.ended and last['step'] == self.step and last['eval_loss'] is not None
 
 # %% ../../nbs/lab/training.ipynb #f7203c67
 def _join(device):
@@ -212,7 +220,7 @@ def _join(device):
 
 # %% ../../nbs/lab/training.ipynb #a3d333e8
 @patch
-def on_first(self:Trainer, f):
+def on_main_process(self:Trainer, f):
     "Do something in the first process only; its result, or its error, comes to all."
     box = [None, None]
     if self.rank == 0:
@@ -228,7 +236,7 @@ def on_first(self:Trainer, f):
 
 # %% ../../nbs/lab/training.ipynb #a0e6dc1f
 @patch
-def sum_over(self:Trainer, *numbers) -> list:
+def sum_over_processes(self:Trainer, *numbers) -> list:
     "Sums of numbers over all processes."
     if not self.accelerator: return list(numbers)
     numbers = torch.tensor(numbers, dtype=torch.float64, device=self.device)
@@ -247,7 +255,7 @@ def train_step(self:Trainer,
     if self.world > 1: rng = ShardedRNG(rng, self.train.part(self.rank, self.world).start, B)
     with self.autocast(): loss = self.process.loss(self.run, batch, rng)
     share = len(batch[0])/B
-    value, = self.sum_over(loss.item()*share)
+    value, = self.sum_over_processes(loss.item()*share)
     if not math.isfinite(value): raise FloatingPointError(self._diverged(value))
     # gradients are averaged over the processes, whose parts may differ by one item
     self.scaler.scale(loss*(share*self.world)).backward()
@@ -287,7 +295,7 @@ def evaluate(self:Trainer) -> float:
         if i % self.world != self.rank: continue
         rng = make_rng('eval', self.recipe.seed, index=i, device=self.device)
         with self.autocast(): losses.append(self.process.loss(self.run_average, batch, rng))
-    total, n = self.sum_over(sum(l.item() for l in losses), len(losses))
+    total, n = self.sum_over_processes(sum(l.item() for l in losses), len(losses))
     return total/n
 
 # %% ../../nbs/lab/training.ipynb #ae63682a
@@ -305,7 +313,7 @@ def state_tensors(self:Trainer) -> dict:
 @patch
 def save(self:Trainer):
     "Write state, weights and record. FloatingPointError, and no file, if one is not a number."
-    self.on_first(self._write)
+    self.on_main_process(self._write)
 
 # %% ../../nbs/lab/training.ipynb #946fcdf3
 @patch
@@ -379,7 +387,7 @@ def _check_same_run(self:Trainer, header):
 @patch
 def restore(self:Trainer):
     "Go back to the state in the folder. ValueError if it belongs to another model or recipe."
-    tensors, header = self.on_first(lambda: load_checkpoint(self.out/'state.safetensors'))
+    tensors, header = self.on_main_process(lambda: load_checkpoint(self.out/'state.safetensors'))
     self._check_same_run(header)
     self._restore_tensors(tensors)
     self.step, self.loss_sum = header['step'], header['loss_sum']
@@ -467,10 +475,10 @@ def fit(self:Trainer,
 ) -> dict: # the record: recipe, device, versions, history of losses
     "Train. A run that is stopped with Ctrl-C is saved first."
     try:
-        if self.on_first(lambda: self.prepare_folder(resume)):
+        if self.on_main_process(lambda: self.prepare_folder(resume)):
             self.restore()
             # the end may have come between the state and what is made of it
-            if not self.on_first(self._written): self.save()
+            if not self.on_main_process(self._written): self.save()
         if self.ended and not self.step:
             raise ValueError(f'the {self.recipe.minutes:g} minutes are over before the first step: '
                              'choose more')
@@ -509,7 +517,7 @@ def _epochs(self:Trainer, pressed, save_every):
             ended = time.time()
             self._save_now()
             if self.recipe.minutes: self.epoch_seconds = self.saved - ended    # writing counts too
-            if first and not watched: self.report()
+            if first and not watched: self.log_epoch()
             if self._asked(pressed, save_every)[0] and not self.complete: self._stop()
 
 # %% ../../nbs/lab/training.ipynb #83b1c679
@@ -523,6 +531,7 @@ def _one_epoch(self:Trainer, epoch, bar, pressed, save_every):
     for batch in self.train.epoch(epoch, self.step - epoch*n, part):
         self.loss_sum += self.train_step(batch)
         self.epoch_seconds = before + time.time() - start
+        bar.total = self.total                # the clock may have another idea of it by now
         bar.update()
         bar.set_postfix(epoch=epoch + 1, loss=f'{self.loss_sum/(self.step - epoch*n):.4f}')
         pause, due = self._asked(pressed, save_every)
@@ -536,7 +545,7 @@ def _asked(self:Trainer, pressed, save_every):
     "To stop, in whichever process? To save? All go by the first one's clock."
     first = self.rank == 0
     due = first and time.time() - self.saved > save_every
-    pause, due, self.spent = self.sum_over(len(pressed), due, first and self.seconds())
+    pause, due, self.spent = self.sum_over_processes(len(pressed), due, first and self.seconds())
     return pause > 0, due > 0
 
 # %% ../../nbs/lab/training.ipynb #ff14cb16
@@ -555,30 +564,41 @@ def _stop(self:Trainer):
               'go on with --resume', file=sys.stderr)
     raise KeyboardInterrupt
 
+# %% ../../nbs/lab/training.ipynb #3181ef95
+@patch
+def _entry(self:Trainer, epoch):
+    "What the record says of an epoch; if the time ran out while the last one was saved, of it."
+    history = self.record['history']
+    if history and history[-1]['step'] == self.step:
+        entry = history.pop()
+        return entry | dict(seconds=round(entry['seconds'] + self.epoch_seconds, 2))
+    steps = self.step - (epoch - 1)*len(self.train)
+    return dict(epoch=epoch, step=self.step, train_loss=self.loss_sum/steps, eval_loss=None,
+                lr=self.recipe.lr_at(self.step - 1, self.total),
+                seconds=round(self.epoch_seconds, 2))
+
 # %% ../../nbs/lab/training.ipynb #b0f0b183
 @patch
 def end_epoch(self:Trainer, epoch):
     "Evaluate, draw samples if the epoch is a stage, write the epoch into the record."
+    entry, start = self._entry(epoch), time.time()
+    epoch = entry['epoch']
     # in a run that the clock ends, all that comes after the last step only
-    start, look = time.time(), self.ended or not self.recipe.minutes
-    steps = self.step - (epoch - 1)*len(self.train)
-    entry = dict(epoch=epoch, step=self.step, train_loss=self.loss_sum/steps,
-                 eval_loss=self.evaluate() if look else None,
-                 lr=self.recipe.lr_at(self.step - 1, self.total),
-                 seconds=round(self.epoch_seconds, 2))
+    look = self.ended or not self.recipe.minutes
+    if look: entry['eval_loss'] = self.evaluate()
     stage = epoch in self.recipe.stages
     if self.task.preview and (stage or self.recipe.minutes and look):
-        self.on_first(lambda: self._draw(epoch))
+        self.on_main_process(lambda: self._draw(epoch))
     entry['eval_seconds'] = round(time.time() - start, 2)
     self.record['history'].append(entry)
     if self.keep_stages and stage:
         path = self.out/f'{self.name}-epoch-{epoch:03d}.safetensors'
-        self.on_first(lambda: self._write_weights(path))
+        self.on_main_process(lambda: self._write_weights(path))
     self.loss_sum = self.epoch_seconds = 0.
 
 # %% ../../nbs/lab/training.ipynb #905f0ef5
 @patch
-def report(self:Trainer):
+def log_epoch(self:Trainer):
     "A line about the last epoch."
     history, r = self.record['history'], self.recipe
     last = history[-1]

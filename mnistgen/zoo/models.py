@@ -125,7 +125,7 @@ def autoencoder_of(
     autoencoder=None, # instead of its own: a name, or the path of a .safetensors file
     learned=None # what the header of trained weights says of the autoencoder of their latents
 ): # the file of the autoencoder's weights; None for a model that works on images
-    "In whose latents a model works. ValueError if that is not to be had, or is not the right one."
+    "In whose latents a model works. ValueError if that is not available, or is not the right one."
     model, learned = find_model(name), learned or {}
     if model.autoencoder is None:
         if autoencoder is None: return None
