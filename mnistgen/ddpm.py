@@ -284,11 +284,11 @@ def limit_x0(
 # %% ../nbs/01_ddpm.ipynb #e1e1d913
 @patch
 def limited(self:Process,
-    **limits # arguments of limit_x0; None: as it is
+    **limits # arguments of limit_x0; None: as it is; clip=0 alone lifts them all
 ) -> Process: # a copy
     "The same process with other limits of x̂0."
-    out = copy.copy(self)
-    out.limits = self.limits | {k: v for k, v in limits.items() if v is not None}
+    out, asked = copy.copy(self), {k: v for k, v in limits.items() if v is not None}
+    out.limits = asked if asked == {'clip': 0} else self.limits | asked
     return out
 
 # %% ../nbs/01_ddpm.ipynb #b6b657ce

@@ -146,6 +146,17 @@ def test_crowded_lines_are_noticed():
     assert crowded('show(x);') == crowded("print('a; b')") == crowded('B, C, H, W = x.shape') == crowded('a, b = 1, 2') == []
 
 @pytest.mark.parametrize('nb', notebooks(), ids=str)
+def test_what_a_cell_shows_is_stored(nb):
+    "A reader sees every table and figure without running anything."
+    missing = []
+    for i, s in code_cells(nb):
+        if re.search(r'^#\|\s*(hide|slow|export|eval: false)', s, re.M): continue
+        last = ([None] + ast.parse(s).body)[-1]
+        shows = isinstance(last, ast.Expr) and re.match(r'(print|show_\w+|\w*[Tt]able)\(', ast.unparse(last))
+        if shows and not cells(nb)[i]['outputs']: missing.append((i, ast.unparse(last)))
+    assert missing == []
+
+@pytest.mark.parametrize('nb', notebooks(), ids=str)
 def test_one_definition_in_an_exported_cell(nb):
     "The documentation of a cell's definitions stands beside it, in no order that one can rely on."
     several = []
