@@ -278,6 +278,8 @@ def check_label(
     if label is None: return
     if not labels: raise ValueError('this network is unconditional: it takes no labels')
     shape = (B,) if len(labels) == 1 else (B, len(labels))
+    if not isinstance(label, torch.Tensor):
+        raise ValueError(f'label must be a tensor, not {type(label).__name__}')
     if label.dtype != torch.int64 or label.shape != shape:
         raise ValueError(f'label must be int64 of shape {shape}, not {label.dtype} '
                          f'{tuple(label.shape)}')
@@ -350,7 +352,7 @@ def from_diffusers(cls:UNet,
 @patch
 def to_diffusers(self:UNet) -> dict: # for `diffusers.UNet2DModel.load_state_dict`
     "This network's weights under diffusers' names. Only for unconditional networks."
-    if self.context_dim:
-        raise ValueError('UNet2DModel has no cross-attention: '
+    if self.context_dim or self.labels:
+        raise ValueError('UNet2DModel has no cross-attention and takes no labels: '
                          'only an unconditional network can be converted')
     return {_diffusers_name(k): v for k, v in self.state_dict().items()}

@@ -453,7 +453,8 @@ def brief(
 ) -> dict:
     "The numbers of a set of samples in one row of a table; distances are to the training images."
     t, share = scores['train'], lambda v: None if v is None else f'{v:.1%}'
-    kid = f"{1e3*t['KID']:.1f} ± {1e3*t['KID ±']:.1f}"
+    spread = '' if t['KID ±'] is None else f" ± {1e3*t['KID ±']:.1f}"    # None for a few images
+    kid = f"{1e3*t['KID']:.1f}{spread}"
     near = {k: round(t[k], 3) for k in ('precision', 'recall', 'density', 'coverage')}
     asked = {'accuracy': share(scores.get('accuracy'))} if accuracy else {}
     return {'FD': t['FD'], 'FD∞': t['FD∞'], 'KID · 1000': kid, **near, **asked,
