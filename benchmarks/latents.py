@@ -298,7 +298,8 @@ def edge_row(images):
 
 def edge_sets(models, test, n, seed):
     "{name: what gives the images}"
-    from measure import Way, samples
+    from measure import samples
+    from mnistgen.lab.options import Way
     from mnistgen.lab.data import to_uint8
     def drawn(k, way): return lambda: samples(models[k], models[k].header['checksum'], Way(way, n, seed))
     decoded = lambda: to_uint8(models['ldm'].space.autoencoder.reconstruct(test))

@@ -31,7 +31,7 @@ def timestep_embedding(
 # %% ../nbs/00_unet.ipynb #17319d2c
 class TimeEmbedding(nn.Module):
     "Time (B,) to features (B, 4·dim): sinusoids and two linear layers, each followed by a SiLU."
-    kind = 'time embedding'                   # what the engine may take it for
+    kind = 'time embedding'                   # how the engine recognises it
 
     def __init__(self, dim):
         super().__init__()
@@ -47,7 +47,7 @@ class ResBlock(nn.Module):
     """GroupNorm, SiLU, 3×3 convolution, twice, around a shortcut (He et al., 2016).
 
     The time is added in between (Ho et al., 2020)."""
-    kind = 'residual block'                   # what the engine may take it for
+    kind = 'residual block'                   # how the engine recognises it
 
     def __init__(self,
         cin, cout, # channels in and out
@@ -78,7 +78,7 @@ class Attention(nn.Module):
     """Multi-head attention over the positions of a feature map, around a shortcut.
 
     To itself, or to a context (Vaswani et al., 2017)."""
-    kind = 'attention'                        # what the engine may take it for
+    kind = 'attention'                        # how the engine recognises it
 
     def __init__(self,
         channels,
@@ -118,7 +118,7 @@ class Downsample(nn.Conv2d):
 # %% ../nbs/00_unet.ipynb #6708e62a
 class Upsample(nn.Conv2d):
     "(B, C, H, W) to (B, C, 2H, 2W), nearest neighbours and a 3×3 convolution."
-    kind = 'upsampling'                       # what the engine may take it for
+    kind = 'upsampling'                       # how the engine recognises it
 
     def __init__(self, channels): super().__init__(channels, channels, 3, padding=1)
     def forward(self, x): return super().forward(F.interpolate(x, scale_factor=2., mode='nearest'))
@@ -149,6 +149,30 @@ class Level(nn.Module):
         if self.attn is not None and i < len(self.attn): h = self.attn[i](h)
         if self.cross is not None and i < len(self.cross): h = self.cross[i](h, context)
         return h
+
+# %% ../nbs/00_unet.ipynb #86e6033a
+def _levels_down(channels, layers, attention, kw):
+    "The levels on the way down, and the channels of the feature maps that are kept for the way up."
+    levels, skips = nn.ModuleList(), [channels[0]]
+    c, last = channels[0], len(channels) - 1
+    for i, o in enumerate(channels):
+        widths = [(c, o)] + [(o, o)]*(layers - 1)
+        resample = Downsample if i < last else None
+        levels.append(Level(widths, attention=attention[i], resample=resample, **kw))
+        skips += [o]*(layers + (i < last))
+        c = o
+    return levels, skips
+
+# %% ../nbs/00_unet.ipynb #309d74ea
+def _levels_up(channels, layers, attention, skips, kw):
+    "The levels on the way up: every block gets one of the feature maps that were kept."
+    levels, c = nn.ModuleList(), channels[-1]
+    for i, o in reversed(list(enumerate(channels))):
+        widths = [((c if j == 0 else o) + skips.pop(), o) for j in range(layers + 1)]
+        resample = Upsample if i > 0 else None
+        levels.append(Level(widths, attention=attention[i], resample=resample, **kw))
+        c = o
+    return levels
 
 # %% ../nbs/00_unet.ipynb #33fa0ed2
 class UNet(nn.Module):
@@ -183,25 +207,13 @@ class UNet(nn.Module):
 
         self.time = TimeEmbedding(channels[0])
         self.conv_in = nn.Conv2d(in_channels, channels[0], 3, padding=1)
-        skips, c = [channels[0]], channels[0]
-        self.down, last = nn.ModuleList(), len(channels) - 1
-        for i, o in enumerate(channels):
-            widths = [(c, o)] + [(o, o)]*(layers - 1)
-            resample = Downsample if i < last else None
-            self.down.append(Level(widths, attention=attention[i], resample=resample, **kw))
-            skips += [o]*(layers + (i < last))
-            c = o
-        self.mid = Level([(c, c), (c, c)], attention=True, **kw)
+        self.down, skips = _levels_down(channels, layers, attention, kw)
+        self.mid = Level([(channels[-1], channels[-1])]*2, attention=True, **kw)
         del self.mid.attn[1:]                                        # residual, attention, residual
         if context_dim: del self.mid.cross[1:]
-        self.up = nn.ModuleList()
-        for i, o in reversed(list(enumerate(channels))):
-            widths = [((c if j == 0 else o) + skips.pop(), o) for j in range(layers + 1)]
-            resample = Upsample if i > 0 else None
-            self.up.append(Level(widths, attention=attention[i], resample=resample, **kw))
-            c = o
-        self.norm_out = nn.GroupNorm(groups, c)
-        self.conv_out = nn.Conv2d(c, out_channels, 3, padding=1)
+        self.up = _levels_up(channels, layers, attention, skips, kw)
+        self.norm_out = nn.GroupNorm(groups, channels[0])
+        self.conv_out = nn.Conv2d(channels[0], out_channels, 3, padding=1)
 
 # %% ../nbs/00_unet.ipynb #a2c46e73
 def _check_config(channels, attention, pad_to, groups, divisor):

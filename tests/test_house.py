@@ -150,10 +150,10 @@ def test_what_a_cell_shows_is_stored(nb):
     "A reader sees every table and figure without running anything."
     missing = []
     for i, s in code_cells(nb):
-        if re.search(r'^#\|\s*(hide|slow|export|eval: false)', s, re.M): continue
-        last = ([None] + ast.parse(s).body)[-1]
-        shows = isinstance(last, ast.Expr) and re.match(r'(print|show_\w+|\w*[Tt]able)\(', ast.unparse(last))
-        if shows and not cells(nb)[i]['outputs']: missing.append((i, ast.unparse(last)))
+        if re.search(r'^#\|\s*(hide|slow|export|eval: false)', s, re.M) or cells(nb)[i]['outputs']: continue
+        statements = [ast.unparse(n) for n in ast.parse(s).body if isinstance(n, (ast.Expr, ast.With, ast.For))]
+        missing += [(i, t) for t in statements if re.search(r'(?<![\w.])(print|show_\w+)\(|plt\.subplots\(', t)
+                    or re.match(r'\w*[Tt]able\(', t)]
     assert missing == []
 
 @pytest.mark.parametrize('nb', notebooks(), ids=str)

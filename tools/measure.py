@@ -10,35 +10,13 @@ a file, so a stopped run goes on where it was.
 --state: the training state of a run of that model (runs/NAME/state.safetensors): its averaged and
 its raw weights are compared."""
 import argparse, json, sys, time
-from dataclasses import dataclass
 from pathlib import Path
 
 top = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(top))
-from mnistgen.lab.options import Sampling
+from mnistgen.lab.options import Sampling, Way
 
 CHUNK = 250
-
-@dataclass(frozen=True)
-class Way:
-    "How samples are drawn, how many, and which."
-    sampling: Sampling
-    n: int = 2000
-    seed: int = 0
-    first: int = 0            # index of the first sample; others are as good as another seed
-
-    @classmethod
-    def of(cls, row):
-        "The way of a stored row, a flat dict."
-        rest = {k: v for k, v in row.items() if k not in ('n', 'seed', 'start')}
-        return cls(Sampling(**rest), row['n'], row['seed'], row.get('start', 0))
-
-    def json(self):
-        "As rows have it; the first sample, as `start`, only where it is not 0."
-        out = self.sampling.json() | dict(n=self.n, seed=self.seed)
-        return out | ({'start': self.first} if self.first else {})
-
-    def __str__(self): return ' '.join(f'{k} {v}' for k, v in self.json().items())
 
 def ddim(steps, eta, **options): return Sampling('ddim', steps, eta=eta, **options)
 
@@ -177,7 +155,7 @@ if __name__ == '__main__':
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('model', choices=list(PLANS))
     p.add_argument('--only', default='',
-                   help='a part of the name of a way, such as "n 2000" or "ddim"')
+                   help='a part of the name of a way, such as "2,000" or "DDIM-50"')
     p.add_argument('--state', nargs='*', default=[],
                    help='training states whose averaged and raw weights are compared')
     a = p.parse_args()

@@ -43,6 +43,10 @@ static inline void store(bf16 *p, vf v) {                  // to the nearest, an
     memcpy(p, &h, sizeof h); }
 #endif
 
+'''
+
+# %% ../../nbs/lab/kernels.ipynb #755d8bf9
+SOURCE += r'''
 #ifdef __AVX512F__
 // 14 bits, of which bf16 keeps 8
 static inline vf inverse(vf x, bf16) { return (vf)_mm512_rcp14_ps((__m512)x); }
@@ -233,6 +237,33 @@ extern "C" int amx_ready() { return 0; }
 # %% ../../nbs/lab/kernels.ipynb #96a15f2a
 SOURCE += r'''
 #ifdef __AMX_BF16__
+// images b0 on into the strip, rows from y0 on, and where in the images each of its pixels is
+static inline void lay_out(const bf16 *x, bf16 *strip, long *pixel, long b0, long y0, long images,
+        long rows, bool whole, long H, long W, long C, long pad, bool twice) {
+    const long S = W + pad;
+    for (long i = 0; i < images; i++) for (long y = 0; y < rows + pad; y++) {
+        const long q = (i*(rows + pad) + y)*S, row = y < rows || !whole ? y0 + y : -1;
+        fill(strip + q*C, x, b0 + i, row, H, W, C, pad, twice);
+        if (y < rows) for (long j = 0; j < W; j++)
+            pixel[q + j] = ((b0 + i)*H + y0 + y)*W + j;
+    }
+}
+
+// 32 columns of 32 pixels of the strip to their places; what belongs nowhere is thrown away
+static inline void put(const float *result, const long *pixel, const float *bias, bf16 *out,
+                       long Co, int add) {
+    for (long i = 0; i < 32; i++) if (pixel[i] >= 0) for (long c = 0; c < 32; c += V) {
+        bf16 *o = out + pixel[i]*Co + c;
+        vf v = load(result + i*32 + c) + load(bias + c);
+        store(o, add ? v + load(o) : v);
+    }
+}
+#endif
+'''
+
+# %% ../../nbs/lab/kernels.ipynb #65c1963f
+SOURCE += r'''
+#ifdef __AMX_BF16__
 // x (B, H, W, C), or half that size if it is to be doubled; w as _tiles makes it;
 // out (B, H, W, Co), to be added to if `add`; k is 1 or 3
 extern "C" void conv_bf16(const bf16 *x, const bf16 *w, const float *bias, bf16 *out, int add,
@@ -258,23 +289,13 @@ extern "C" void conv_bf16(const bf16 *x, const bf16 *w, const float *bias, bf16 
             bf16 *strip = kept.data() + front*C;
             memset(kept.data(), 0, front*C*2); memset(strip + Q*C, 0, (S + 33)*C*2);
             if (pad && y0) fill(strip - S*C, x, b0, y0 - 1, H, W, C, pad, twice);
-            pixel.assign(Q + 32, -1);          // where in the image this pixel of the strip is
-            for (long i = 0; i < images; i++) for (long y = 0; y < rows + pad; y++) {
-                const long q = (i*(rows + pad) + y)*S;
-                fill(strip + q*C, x, b0 + i, y < rows || R < H ? y0 + y : -1, H, W, C, pad, twice);
-                if (y < rows) for (long j = 0; j < W; j++)
-                    pixel[q + j] = ((b0 + i)*H + y0 + y)*W + j;
-            }
+            pixel.assign(Q + 32, -1);
+            lay_out(x, strip, pixel.data(), b0, y0, images, rows, R == H, H, W, C, pad, twice);
             long shift[9];
             for (long t = 0; t < taps; t++) shift[t] = (t/k - pad)*S + t % k - pad;
             for (long co = 0; co < Co; co += 32) for (long q = 0; q < Q; q += 32) {
                 product(strip + q*C, shift, taps, C, w + co*taps*C, result);
-                for (long i = 0; i < 32; i++) if (pixel[q + i] >= 0)
-                        for (long c = 0; c < 32; c += V) {
-                    bf16 *o = out + pixel[q + i]*Co + co + c;
-                    vf v = load(result + i*32 + c) + load(bias + co + c);
-                    store(o, add ? v + load(o) : v);
-                }
+                put(result, pixel.data() + q, bias + co, out + co, Co, add);
             }
         }
         _tile_release();

@@ -7,6 +7,7 @@ __all__ = ['orthogonalize', 'hidden_weights', 'Muon', 'make_optimizer']
 
 # %% ../../nbs/lab/muon.ipynb #0cdc51d5
 import torch
+from fastcore.basics import patch
 
 # %% ../../nbs/lab/muon.ipynb #13e81e7a
 def orthogonalize(
@@ -59,30 +60,37 @@ class Muon(torch.optim.Optimizer):
         super().load_state_dict(state_dict)
         self._share()
 
-    @torch.no_grad()
-    def step(self, closure=None):
-        loss = self.adamw.step(closure)
-        group, by_shape = self.param_groups[0], {}
-        for p in group['params']:
-            if p.grad is not None: by_shape.setdefault(p.shape, []).append(p)
-        for shape, ps in by_shape.items():
-            self._step(ps, shape, group['lr'], group['weight_decay'], group['momentum'])
-        return loss
+# %% ../../nbs/lab/muon.ipynb #272ae1f5
+@patch
+def _step(self:Muon, ps, shape, lr, weight_decay, momentum):
+    "A step of kernels of the same shape."
+    grads = [p.grad for p in ps]
+    for p in ps:
+        if not self.state[p]: self.state[p]['momentum'] = torch.zeros_like(p)
+    buffers = [self.state[p]['momentum'] for p in ps]
+    torch._foreach_lerp_(buffers, grads, 1 - momentum)
+    ahead = torch.stack(torch._foreach_lerp(grads, buffers, momentum))       # Nesterov's
+    # the inputs in the order in which kernels lie in memory
+    step = orthogonalize(ahead.movedim(2, -1).flatten(2))
+    step = step.unflatten(2, (*shape[2:], shape[1])).movedim(-1, 2)
+    rows, columns = shape[0], shape[1:].numel()
+    torch._foreach_mul_(ps, 1 - lr*weight_decay)
+    torch._foreach_add_(ps, list(step.unbind()), alpha=-.2*max(rows, columns)**.5*lr)
 
-    def _step(self, ps, shape, lr, weight_decay, momentum):
-        "A step of kernels of the same shape."
-        grads = [p.grad for p in ps]
-        for p in ps:
-            if not self.state[p]: self.state[p]['momentum'] = torch.zeros_like(p)
-        buffers = [self.state[p]['momentum'] for p in ps]
-        torch._foreach_lerp_(buffers, grads, 1 - momentum)
-        ahead = torch.stack(torch._foreach_lerp(grads, buffers, momentum))   # Nesterov's
-        # the inputs in the order in which kernels lie in memory
-        step = orthogonalize(ahead.movedim(2, -1).flatten(2))
-        step = step.unflatten(2, (*shape[2:], shape[1])).movedim(-1, 2)
-        rows, columns = shape[0], shape[1:].numel()
-        torch._foreach_mul_(ps, 1 - lr*weight_decay)
-        torch._foreach_add_(ps, list(step.unbind()), alpha=-.2*max(rows, columns)**.5*lr)
+# %% ../../nbs/lab/muon.ipynb #0fe64c27
+@patch
+@torch.no_grad()
+def step(self:Muon,
+    closure=None # is called first, for the loss
+): # what the closure returns
+    "One step of both."
+    loss = self.adamw.step(closure)
+    group, by_shape = self.param_groups[0], {}
+    for p in group['params']:
+        if p.grad is not None: by_shape.setdefault(p.shape, []).append(p)
+    for shape, ps in by_shape.items():
+        self._step(ps, shape, group['lr'], group['weight_decay'], group['momentum'])
+    return loss
 
 # %% ../../nbs/lab/muon.ipynb #dbededdc
 def make_optimizer(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SAMPLERS', 'COMMON', 'Reader', 'number', 'integer', 'choice', 'Either', 'check_integer', 'check_number',
            'check_choice', 'refusal', 'Option', 'options_of', 'reads_options', 'sampler', 'common_options',
-           'sampler_options', 'samplers_with', 'check_options', 'Sampling', 'choose_sampling', 'Plan']
+           'sampler_options', 'samplers_with', 'check_options', 'Sampling', 'Way', 'choose_sampling', 'Plan']
 
 # %% ../../nbs/lab/options.ipynb #13704c47
 import inspect, math, numbers, operator
@@ -282,6 +282,30 @@ class Sampling:
         name = self.sampler.upper() + (f'-{self.steps}' if self.steps else '')
         option = lambda k: known.get(k) or Option(k, Reader(), None, '')
         return ', '.join([name, *(option(k).show(v) for k, v in self.options.items())])
+
+# %% ../../nbs/lab/options.ipynb #ff02b38d
+@dataclass(frozen=True)
+class Way:
+    "How samples are drawn, how many, and which."
+    sampling: Sampling
+    n: int = 2000
+    seed: int = 0
+    first: int = 0            # index of the first sample; others are as good as another seed
+
+    @classmethod
+    def of(cls, row):
+        "The way that a stored row tells, a flat dict."
+        rest = {k: v for k, v in row.items() if k not in ('n', 'seed', 'start')}
+        return cls(Sampling(**rest), row['n'], row['seed'], row.get('start', 0))
+
+    def json(self):
+        "As rows have it; the first sample, as `start`, only where it is not 0."
+        out = self.sampling.json() | dict(n=self.n, seed=self.seed)
+        return out | ({'start': self.first} if self.first else {})
+
+    def __str__(self):
+        others = f', from sample {self.first}' if self.first else ''
+        return f'{self.n:,}: {self.sampling}, seed {self.seed}{others}'
 
 # %% ../../nbs/lab/options.ipynb #cf7388aa
 def choose_sampling(

@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['PACKAGE', 'WEIGHTS', 'FORMAT', 'versions', 'check_writable', 'write_atomically', 'checksum', 'save_checkpoint',
-           'read_header', 'load_checkpoint']
+           'read_header', 'load_checkpoint', 'Results']
 
 # %% ../../nbs/lab/store.ipynb #d4c4cf39
 import hashlib, json, os, platform, re, subprocess
 from pathlib import Path
 
+import numpy as np
 import torch
+from fastcore.basics import patch
 
 # %% ../../nbs/lab/store.ipynb #66d3b109
 # the folder of the package: in a notebook, the one beside it
@@ -137,3 +139,64 @@ def load_checkpoint(path) -> tuple: # ({name: tensor}, header)
     if checksum(tensors) != header.get('checksum'):
         raise ValueError(f'{path}: damaged (its checksum differs)')
     return tensors, header
+
+# %% ../../nbs/lab/store.ipynb #8a7733ad
+class Results:
+    "Numbers and arrays in a folder, of some weights."
+    def __init__(self,
+        weights, # what they belong to, JSON-ready: a checksum, or several by name
+        folder='../results'
+    ):
+        self.weights, self.folder = weights, Path(folder)
+
+    def _check(self, path, weights):
+        if weights == self.weights: return
+        raise ValueError(f'{path}: is of other weights: run the slow cell that stores it')
+
+# %% ../../nbs/lab/store.ipynb #cbe9f40d
+@patch
+def read(self:Results, name): # what a JSON file holds, whatever it belongs to
+    return json.loads((self.folder/f'{name}.json').read_text(encoding='utf-8'))
+
+# %% ../../nbs/lab/store.ipynb #f09aef4f
+@patch
+def load(self:Results, name) -> dict:
+    "Stored numbers. ValueError if they are of other weights."
+    numbers = self.read(name)
+    self._check(f'{name}.json', numbers.get('weights'))
+    return numbers
+
+# %% ../../nbs/lab/store.ipynb #35a09db3
+@patch
+def save(self:Results,
+    name,
+    add=False, # to what is there already of these weights?
+    **numbers # JSON-ready
+):
+    "Store numbers."
+    path, kept = self.folder/f'{name}.json', {}
+    if add and path.exists(): kept = self.read(name)
+    if kept.get('weights') != self.weights: kept = {'weights': self.weights}
+    text = json.dumps(kept | numbers, indent=1, ensure_ascii=False) + '\n'
+    write_atomically(path, lambda tmp: tmp.write_text(text, encoding='utf-8'))
+
+# %% ../../nbs/lab/store.ipynb #9cdc1097
+@patch
+def load_arrays(self:Results, name): # {name: array}
+    "Stored arrays. ValueError if they are of other weights."
+    arrays = np.load(self.folder/f'{name}.npz')
+    weights = str(arrays['weights'])
+    self._check(f'{name}.npz', weights if isinstance(self.weights, str) else json.loads(weights))
+    return arrays
+
+# %% ../../nbs/lab/store.ipynb #b2c9cab1
+@patch
+def save_arrays(self:Results,
+    name,
+    **arrays # or what np.array makes one of
+):
+    "Store arrays."
+    weights = self.weights if isinstance(self.weights, str) else json.dumps(self.weights)
+    def write(tmp):
+        with open(tmp, 'wb') as f: np.savez_compressed(f, weights=weights, **arrays)
+    write_atomically(self.folder/f'{name}.npz', write)

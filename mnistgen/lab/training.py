@@ -26,6 +26,28 @@ from .options import check_choice, check_integer, check_number
 from .store import (check_writable, load_checkpoint, read_header, save_checkpoint,
                                 versions, write_atomically)
 
+# %% ../../nbs/lab/training.ipynb #7be52149
+def _check_settings(r):
+    "Numbers as they should be. ValueError, in one line, if one is not."
+    for k, least in dict(epochs=1, batch_size=1, warmup=0, seed=0).items():
+        setattr(r, k, check_integer(k.replace('_', ' '), getattr(r, k), least))
+    r.lr = check_number('lr', r.lr, positive=True)
+    r.lr_min = check_number('lr_min', r.lr_min, 0, r.lr)
+    r.weight_decay = check_number('weight_decay', r.weight_decay, 0)
+    r.drop_labels = check_number('drop_labels', r.drop_labels, 0, 1)
+    r.ema = check_number('ema', r.ema, 0)
+    if not r.ema < 1: raise ValueError(f'ema {r.ema}: choose a decay of less than 1')
+    for k in ('minutes', 'clip_grad'):
+        if getattr(r, k) is None: continue
+        setattr(r, k, check_number(k, getattr(r, k), positive=True))
+    check_choice('optimizer', r.optimizer, ['adamw', 'muon'])
+
+# %% ../../nbs/lab/training.ipynb #b684ab76
+def _usual_stages(r):
+    "The first epoch, a tenth of all, half of them, and the last; none if the clock ends the run."
+    if r.minutes: return []
+    return sorted({1, math.ceil(r.epochs/10), math.ceil(r.epochs/2), r.epochs})
+
 # %% ../../nbs/lab/training.ipynb #ad65328a
 @dataclass
 class Recipe:
@@ -46,33 +68,20 @@ class Recipe:
     stages: tuple|None = None                 # epochs with pictures; None: first, tenth, half, last
 
     def __post_init__(self):
-        for k, least in dict(epochs=1, batch_size=1, warmup=0, seed=0).items():
-            setattr(self, k, check_integer(k.replace('_', ' '), getattr(self, k), least))
-        self.lr = check_number('lr', self.lr, positive=True)
-        self.lr_min = check_number('lr_min', self.lr_min, 0, self.lr)
-        self.weight_decay = check_number('weight_decay', self.weight_decay, 0)
-        self.drop_labels = check_number('drop_labels', self.drop_labels, 0, 1)
-        self.ema = check_number('ema', self.ema, 0)
-        if not self.ema < 1: raise ValueError(f'ema {self.ema}: choose a decay of less than 1')
-        for k in ('minutes', 'clip_grad'):
-            if getattr(self, k) is None: continue
-            setattr(self, k, check_number(k, getattr(self, k), positive=True))
-        check_choice('optimizer', self.optimizer, ['adamw', 'muon'])
-        if self.stages is None: self.stages = self._usual_stages()
+        _check_settings(self)
+        if self.stages is None: self.stages = _usual_stages(self)
         self.stages = tuple(check_integer('stage', e, 1, self.epochs) for e in self.stages)
 
-    def _usual_stages(self):
-        if self.minutes: return []
-        return sorted({1, math.ceil(self.epochs/10), math.ceil(self.epochs/2), self.epochs})
-
-    def lr_at(self,
-        step, # from 0
-        total # steps of the whole run
-    ) -> float:
-        "Learning rate: linear warm-up, then a cosine to `lr_min` (Loshchilov & Hutter, 2017)."
-        if step < self.warmup: return self.lr*(step + 1)/self.warmup
-        done = (step - self.warmup)/max(1, total - self.warmup)
-        return self.lr_min + (self.lr - self.lr_min)*(1 + math.cos(math.pi*done))/2
+# %% ../../nbs/lab/training.ipynb #207abc4f
+@patch
+def lr_at(self:Recipe,
+    step, # from 0
+    total # steps of the whole run
+) -> float:
+    "Learning rate: linear warm-up, then a cosine to `lr_min` (Loshchilov & Hutter, 2017)."
+    if step < self.warmup: return self.lr*(step + 1)/self.warmup
+    done = (step - self.warmup)/max(1, total - self.warmup)
+    return self.lr_min + (self.lr - self.lr_min)*(1 + math.cos(math.pi*done))/2
 
 # %% ../../nbs/lab/training.ipynb #2391174d
 @torch.no_grad()

@@ -329,46 +329,54 @@ class Judge:
         self.floors, self.file = {}, {}
         if stored and STORED.is_file(): self._read_stored()
 
-    def _read_stored(self):
-        "Take what is stored, if it is of these judges and these images."
-        tensors, header = load_checkpoint(STORED)
-        if header['identity'] != _identity(self): return
-        self.file, self.floors = tensors, {int(n): f for n, f in header['floors'].items()}
-
-    @torch.inference_mode()
-    def assess(self,
-        images, # as check_images takes them
-        near=None # (distances, indices) of the nearest training images, if known
-    ) -> Assessment:
-        "What there is to see in images."
-        pixels = check_images(images)
-        features = features_of(self.net, pixels, *self.scale)
-        shares = torch.cat([self.reader(normalize(x)).softmax(1) for x in pixels.split(500)])
-        confidence, digits = shares.max(1)
-        near = nearest(pixels, self.train.pixels) if near is None else near
-        return Assessment(pixels, features, digits, confidence, *near)
-
-    def order(self, split):
-        "Which 10,000 images of a split stand for it."
-        n = len(getattr(self, split))
-        return torch.randperm(n, generator=make_rng('judge', split))[:10_000]
-
-    def _real(self, split):
-        "What the judges see in the 10,000 images of a split."
-        pick = self.order(split)
-        pixels, near = getattr(self, split).pixels[pick], (torch.zeros(len(pick)), pick)
-        if split == 'test': near = self.kept['test.near'][pick], self.kept['test.like'][pick]
-        if not self.file: return self.assess(pixels, near)
-        seen = {k: self.file[f'{split}.{k}'] for k in ('features', 'digits', 'confidence')}
-        return Assessment(pixels, seen['features'].float(), seen['digits'].long(),
-                          seen['confidence'], *near)
-
     @functools.cached_property
     def real(self) -> dict: # {split: Assessment} of 10,000 images, in a fixed random order
         "What the judges see in real images."
         out = {split: self._real(split) for split in ('train', 'test')}
         self.moments['test'] = moments(out['test'].features)
         return out
+
+# %% ../../nbs/zoo/evaluation.ipynb #508d1f1b
+@patch
+def _read_stored(self:Judge):
+    "Take what is stored, if it is of these judges and these images."
+    tensors, header = load_checkpoint(STORED)
+    if header['identity'] != _identity(self): return
+    self.file, self.floors = tensors, {int(n): f for n, f in header['floors'].items()}
+
+# %% ../../nbs/zoo/evaluation.ipynb #5caf54c1
+@patch
+@torch.inference_mode()
+def assess(self:Judge,
+    images, # as check_images takes them
+    near=None # (distances, indices) of the nearest training images, if known
+) -> Assessment:
+    "What there is to see in images."
+    pixels = check_images(images)
+    features = features_of(self.net, pixels, *self.scale)
+    shares = torch.cat([self.reader(normalize(x)).softmax(1) for x in pixels.split(500)])
+    confidence, digits = shares.max(1)
+    near = nearest(pixels, self.train.pixels) if near is None else near
+    return Assessment(pixels, features, digits, confidence, *near)
+
+# %% ../../nbs/zoo/evaluation.ipynb #cce6ac7c
+@patch
+def order(self:Judge, split):
+    "Which 10,000 images of a split stand for it."
+    n = len(getattr(self, split))
+    return torch.randperm(n, generator=make_rng('judge', split))[:10_000]
+
+# %% ../../nbs/zoo/evaluation.ipynb #dbcc616e
+@patch
+def _real(self:Judge, split):
+    "What the judges see in the 10,000 images of a split."
+    pick = self.order(split)
+    pixels, near = getattr(self, split).pixels[pick], (torch.zeros(len(pick)), pick)
+    if split == 'test': near = self.kept['test.near'][pick], self.kept['test.like'][pick]
+    if not self.file: return self.assess(pixels, near)
+    seen = {k: self.file[f'{split}.{k}'] for k in ('features', 'digits', 'confidence')}
+    return Assessment(pixels, seen['features'].float(), seen['digits'].long(),
+                      seen['confidence'], *near)
 
 # %% ../../nbs/zoo/evaluation.ipynb #63c455f2
 @patch

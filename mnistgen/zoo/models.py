@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..ddpm import DDPM
 from ..lab.data import Folded, Pixels
-from ..lab.options import Sampling, check_choice
+from ..lab.options import Sampling, Way, check_choice
 from ..lab.plotting import Table
 from ..lab.store import PACKAGE, WEIGHTS, load_checkpoint, read_header
 from ..lab.training import Recipe
@@ -192,11 +192,7 @@ def _row(name, scores):
     h = read_header(WEIGHTS/f'{name}.safetensors')
     s = scores.get(name, {})
     if s.get('weights') != h.get('checksum'): s = {}                 # of other weights
-    judged = None
-    if s:
-        way = dict(s['way'])
-        n, seed = way.pop('n'), way.pop('seed')
-        judged = f'{n:,}: {Sampling(**way)}, seed {seed}'
+    judged = str(Way.of(s['way'])) if s else None
     return {'name': name, 'parameters': h['parameters'], 'epochs': epochs_of(h),
             'train_loss': h['train_loss'], 'eval_loss': h['eval_loss'], 'FD': s.get('FD'),
             'FD of real digits': s.get('floor'), 'samples judged': judged}
