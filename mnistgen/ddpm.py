@@ -85,7 +85,8 @@ class Process:
     """Noisy images x_t = a·x0 + b·ε, and a network that is asked for p·x0 + q·ε.
 
     A process of your own gives `levels(t)` -> a, b; `clock(t)`, the time as the network sees it, in
-    [0, 1000); `path(steps, spacing)` -> [(t, s)], the times of sampling; and `random_times`.
+    [0, 1000), and `time_of(clock)`, its inverse; `path(steps, spacing)` -> [(t, s)], the times of
+    sampling; and `random_times`.
     ValueError for a name that is not on its list."""
     def __init__(self,
         predict, # what the network is asked for: a name in TARGETS
@@ -171,6 +172,14 @@ def clock(self:DDPM,
 ): # (B,) in [0, 1000)
     "The time as the network sees it: here they are the same."
     return t
+
+# %% ../nbs/01_ddpm.ipynb #4f0e7a13
+@patch
+def time_of(self:DDPM,
+    clock # (B,) in [0, 1000)
+): # (B,) times of the process
+    "The time that a network sees as `clock`: that function, inverted."
+    return clock
 
 # %% ../nbs/01_ddpm.ipynb #7372ac91
 @patch
@@ -291,6 +300,17 @@ def limited(self:Process,
     out.limits = asked if asked == {'clip': 0} else self.limits | asked
     return out
 
+# %% ../nbs/01_ddpm.ipynb #4f0e7a11
+@patch
+def read(self:Process,
+    out, # what a network answered, of the shape of x
+    x, t # the noisy images that it was asked about, and their times, as for denoise
+) -> tuple: # x̂0, ε̂, each of the shape of x
+    "An answer in both forms: out = p·x0 + q·ε and x = a·x0 + b·ε, solved for x0 and ε."
+    a, b = self.levels(t)
+    p, q = TARGETS[self.predict](a, b)
+    return (q*x - b*out)/(a*q - b*p), (a*out - p*x)/(a*q - b*p)
+
 # %% ../nbs/01_ddpm.ipynb #b6b657ce
 @patch
 def denoise(self:Process,
@@ -304,14 +324,13 @@ def denoise(self:Process,
     ValueError for a time that the process does not have."""
     t = self.check_time(t, len(x))
     each = t if isinstance(t, torch.Tensor) else torch.full((len(x),), t, device=x.device)
-    out = self.ask(net, x, each, label)
-    a, b = self.levels(t)
-    p, q = TARGETS[self.predict](a, b)
-    # out = p·x0 + q·ε and x = a·x0 + b·ε, solved for x0 and ε
-    x0_hat, eps_hat = (q*x - b*out)/(a*q - b*p), (a*out - p*x)/(a*q - b*p)
-    if not any(self.limits.values()): return x0_hat, eps_hat
-    x0_hat = limit_x0(x0_hat, **self.limits)
-    return x0_hat, (x - a*x0_hat)/b                                 # x = a·x̂0 + b·ε̂ stays true
+    x0_hat, eps_hat = self.read(self.ask(net, x, each, label), x, t)
+    if any(self.limits.values()):
+        x0_hat, (a, b) = limit_x0(x0_hat, **self.limits), self.levels(t)
+        eps_hat = (x - a*x0_hat)/b                                  # x = a·x̂0 + b·ε̂ stays true
+    unguided = getattr(net, 'unguided', None)
+    if unguided is not None: eps_hat = self.read(unguided, x, t)[1]
+    return x0_hat, eps_hat
 
 # %% ../nbs/01_ddpm.ipynb #7f864338
 @patch

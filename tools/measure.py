@@ -53,13 +53,18 @@ PLANS = {'ddpm': [
     Way(ddim(100, 1.), n=10_000),
     *(Way(ddim(S, eta)) for eta in (0., 1.) for S in (20, 50, 100)),
     Way(DDPM),
-]}
+], 'cfg-concat': [], 'cfg-xattn': [], 'cfg-fast': []}                # python benchmarks/guidance.py
 AVERAGING = Way(ddim(50, 1.))
 
 def headline_of(model):
     "What `mnistgen list` shows: the model's own way of sampling."
     from mnistgen.zoo.models import MODELS
     return Way(MODELS[model].sampling, n=10_000)
+
+def digits(g, n, way, first):
+    "What a conditional model is asked for; None for others."
+    from mnistgen.zoo.evaluation import digits_at_random
+    return digits_at_random(n, way.seed, first) if g.labels else None
 
 def samples(g, weights, way):
     "The samples of a way as bytes (n, 28, 28): those on the disk, and the others drawn and put there."
@@ -74,8 +79,8 @@ def samples(g, weights, way):
     for first in range(way.first, end, CHUNK):
         path = folder/f'{first:06d}.npy'
         if not path.exists():
-            images = g.sample(min(CHUNK, end - first), seed=way.seed, sampler=s.sampler,
-                              steps=s.steps, first=first, **s.options)
+            n = min(CHUNK, end - first)
+            images = g.sample(n, digits(g, n, way, first), way.seed, first=first, **s.json())
             def write(tmp):
                 with open(tmp, 'wb') as f: np.save(f, to_uint8(images).numpy())
             write_atomically(path, write)
@@ -88,7 +93,7 @@ def measure(g, weights, way, about):
     times = [time.time()]
     images = samples(g, weights, way)
     times.append(time.time())
-    scores = evaluate(images)
+    scores = evaluate(images, digits(g, way.n, way, way.first))
     times.append(time.time())
     drawn, judged = times[1] - times[0], times[2] - times[1]
     fd, real = scores['train']['FD'], scores['floor']['train']['FD']

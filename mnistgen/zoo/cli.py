@@ -9,11 +9,10 @@ __all__ = ['COMMANDS', 'list_models', 'sample', 'train', 'evaluate', 'main']
 import argparse, inspect, os, sys
 from pathlib import Path
 
-import torch
 from fastcore.docments import docments
 from fastcore.script import Param, store_true
 
-from ..lab.data import check_labels, load_images, make_rng
+from ..lab.data import check_labels
 from ..lab.kernels import why_plain
 from ..lab.options import check_integer, sampler_options, samplers_with
 from ..lab.store import check_writable, read_header
@@ -74,7 +73,6 @@ def sample(
     labels:str=None, # digits to draw, for conditional models: 7, or 0,1,2 in turn
     sampler:str=None, # how to draw (default: what suits the model)
     steps:int=None, # number of steps (default: what suits the model)
-    w:float=None, # guidance scale, for conditional models
     seed:int=0, # the same arguments and seed give the same file
     out:str=None, # FILE.png (a grid) or FILE.npy (uint8, n×28×28)
     device:str='auto', # auto, cpu or cuda
@@ -88,7 +86,7 @@ def sample(
         raise ValueError(f'--out {out or ""}: give a file that ends in .png or .npy')
     digits, options = _digits(labels), _read_options(options)
     g = load(model, device, plain, autoencoder)
-    args = dict(n=n, labels=digits, seed=seed, sampler=sampler, steps=steps, w=w, **options)
+    args = dict(n=n, labels=digits, seed=seed, sampler=sampler, steps=steps, **options)
     plan = g.plan(**args)
     path = check_writable(out)
     _warn(g)
@@ -168,26 +166,20 @@ def _images_of(path, n, labels):
     n = len(images) if n is None else check_integer('n', n, 2, len(images))
     return images[:n], None if digits is None else digits[:n]
 
-# %% ../../nbs/zoo/cli.ipynb #1cd694aa
-def _digits_at_random(n, seed):
-    "As many of each digit, by chance, as the training set has."
-    counts = load_images().labels.bincount().double()
-    return torch.multinomial(counts, n, True, generator=make_rng('evaluate', seed))
-
 # %% ../../nbs/zoo/cli.ipynb #29d85dcf
 def _samples_of(model, n, labels, seed, device, plain, autoencoder, **choices):
     "A function that draws samples, their plan, and the record. Mistakes come to light before."
+    from mnistgen.zoo.evaluation import digits_at_random
     g = load(model, device, plain, autoencoder)
     n, digits = check_integer('n', 10_000 if n is None else n, 2), _digits(labels)
-    if g.labels and digits is None: digits = _digits_at_random(n, seed)
+    if g.labels and digits is None: digits = digits_at_random(n, seed)
     args = dict(n=n, labels=digits, seed=seed, **choices)
     plan = g.plan(**args)
     def draw():
         _warn(g)
         return g.sample(**args, progress=sys.stderr.isatty())
     way = plan.sampling.json() if plan.sampling else {}
-    guided = {} if choices['w'] is None else dict(w=choices['w'])
-    about = dict(model=model, **way, **guided, seed=seed, weights=g.header.get('checksum'))
+    about = dict(model=model, **way, seed=seed, weights=g.header.get('checksum'))
     return draw, plan, about
 
 # %% ../../nbs/zoo/cli.ipynb #99fa3193
@@ -205,7 +197,6 @@ def evaluate(
     labels:str=None, # digits asked for: 7, or 0,1,2 in turn, or LABELS.npy (default: at random)
     sampler:str=None, # how to draw (default: what suits the model)
     steps:int=None, # number of steps (default: what suits the model)
-    w:float=None, # guidance scale, for conditional models
     seed:int=0, # the same arguments and seed give the same images
     json:store_true=False, # print JSON in place of the table
     out:str=None, # FILE.png: samples over the training images nearest to them
@@ -218,7 +209,7 @@ def evaluate(
     import time
     if out is not None and Path(out).suffix != '.png':
         raise ValueError(f'--out {out}: give a file that ends in .png')
-    choices = dict(sampler=sampler, steps=steps, w=w, **_read_options(options))
+    choices = dict(sampler=sampler, steps=steps, **_read_options(options))
     if model.endswith('.npy'):
         for k, v in dict(**choices, autoencoder=autoencoder).items():
             if v is None: continue

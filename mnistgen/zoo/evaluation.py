@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['JUDGES', 'NAMES', 'ALONE', 'Plain', 'Residual', 'jitter', 'Recognition', 'check_images', 'moments', 'frechet',
-           'frechet_infinity', 'kid', 'prdc', 'nearest', 'novelty', 'chi2', 'border', 'features_of', 'load_judge',
-           'Assessment', 'Judge', 'Scores', 'brief', 'get_judge', 'evaluate', 'neighbours', 'show_confusion', 'plane',
-           'project', 'show_planes']
+           'frechet_infinity', 'kid', 'prdc', 'nearest', 'novelty', 'chi2', 'border', 'digits_at_random', 'diversity',
+           'features_of', 'load_judge', 'Assessment', 'Judge', 'Scores', 'brief', 'get_judge', 'evaluate', 'neighbours',
+           'show_confusion', 'plane', 'project', 'show_planes']
 
 # %% ../../nbs/zoo/evaluation.ipynb #a6bff705
 import functools, math
@@ -266,6 +266,32 @@ def border(
     edge = torch.ones(28, 28, dtype=torch.bool)
     edge[2:-2, 2:-2] = False
     return images[:, edge].float().mean().item()
+
+# %% ../../nbs/zoo/evaluation.ipynb #d1f0a002
+def digits_at_random(
+    n, seed=0,
+    first=0 # index of the first sample
+) -> torch.Tensor: # (n,) int64
+    "Digits to ask for: each as often, by chance, as in the training set."
+    share = load_images(root=BUNDLED).labels.bincount().double().cumsum(0)/60_000
+    chance = torch.rand(first + n, generator=make_rng('evaluate', seed), dtype=torch.float64)
+    return torch.searchsorted(share, chance[first:], right=True)
+
+# %% ../../nbs/zoo/evaluation.ipynb #d1f0a006
+def diversity(
+    assessed, # an Assessment of samples
+    labels, # (n,) int64, the digits that were asked for
+    real=None # an Assessment of real digits; None: 10,000 training images
+) -> float:
+    "Variance within a digit, as a share of that of real digits; the mean over digits."
+    real = real or get_judge().real['train']
+    within = lambda features: features.var(0).sum().item()
+    shares = []
+    for d in range(10):
+        mine, theirs = labels == d, real.digits == d
+        if mine.sum() < 2: continue
+        shares.append(within(assessed.features[mine])/within(real.features[theirs]))
+    return sum(shares)/len(shares) if shares else math.nan
 
 # %% ../../nbs/zoo/evaluation.ipynb #5fdaeb2e
 JUDGES = dict(features=Plain, labels=Residual)

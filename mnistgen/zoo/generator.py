@@ -9,12 +9,13 @@ __all__ = ['snapshot', 'unchanged', 'Generator', 'epochs_of']
 import torch
 from fastcore.basics import patch
 
+from ..cfg import Guided
 from ..ddpm import Noise, limit_x0
 from ..lab.data import check_labels
 from ..lab.device import keep_memory, pick_device
 from ..lab.engine import freeze
 from ..lab.options import (Plan, SAMPLERS, Sampling, check_integer, choose_sampling,
-                                  options_of)
+                                  in_words, options_of)
 
 # %% ../../nbs/zoo/generator.ipynb #c53eb073
 def _structure(net):
@@ -107,12 +108,17 @@ def plan(self:Generator,
     n, seed = check_integer('n', n, 1), check_integer('seed', seed, 0)
     who = f"the model '{self.header.get('model')}' is unconditional"
     if not self.labels and labels is not None: raise ValueError(f'{who}: it takes no labels')
-    if not self.labels and options.pop('w', None) is not None:
-        raise ValueError(f'{who}: there is nothing to guide, leave w out')
     if labels is not None: labels = check_labels(labels, n, self.labels)
     way = choose_sampling(self.sampling, sampler, steps, **options)
-    steps = len(self.process.path(way.steps))
-    return Plan(n, seed, labels, Sampling(way.sampler, steps, **way.options))
+    guidance = options_of(Guided)
+    asked = in_words([k for k, v in options.items() if k in guidance and v is not None], 'and')
+    if not self.labels and asked:
+        raise ValueError(f'{who}: there is nothing to guide, leave {asked} out')
+    if labels is None and asked:
+        raise ValueError(f'{asked}: guides towards labels, and none are given')
+    # what is not guided is not said to be
+    chosen = {k: v for k, v in way.options.items() if labels is not None or k not in guidance}
+    return Plan(n, seed, labels, Sampling(way.sampler, len(self.process.path(way.steps)), **chosen))
 
 # %% ../../nbs/zoo/generator.ipynb #63a74314
 @patch
@@ -122,10 +128,11 @@ def _run(self:Generator, net, plan, first=0, index=slice(None)):
     noise = Noise(plan.seed, n, first)
     x = noise(torch.empty(n, *self.space.shape, device=self.device))
     label = None if plan.labels is None else plan.labels[index].to(self.device)
-    limits = {k: v for k, v in way.options.items() if k in options_of(limit_x0)}
-    options = {k: v for k, v in way.options.items() if k not in limits}
-    process = self.process.limited(**limits)
-    yield from SAMPLERS[way.sampler](net, process, x, way.steps, label, noise, **options)
+    part = lambda f: {k: v for k, v in way.options.items() if k in options_of(f)}
+    process = self.process.limited(**part(limit_x0))
+    if part(Guided): net = Guided(net, process, **part(Guided))
+    sample = SAMPLERS[way.sampler]
+    yield from sample(net, process, x, way.steps, label, noise, **part(sample))
 
 # %% ../../nbs/zoo/generator.ipynb #15025ce8
 @patch
@@ -154,7 +161,7 @@ def sample(self:Generator,
     progress=False, # show a bar
     first=0, # index of the first sample
     decoded=True, # False: as the sampler has them, in the model's own space
-    **options # of the sampler and the limits of x̂0: see `sampler_options(name)`
+    **options # of the sampler, of guidance, limits of x̂0: see `sampler_options(name)`
 ) -> torch.Tensor: # float (n, 1, 28, 28) in [0, 1], on the CPU
     "Draw n images. ValueError, in one line, if the arguments make no sense."
     from tqdm.auto import tqdm

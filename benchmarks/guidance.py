@@ -1,0 +1,251 @@
+"""What guidance does to samples: `python benchmarks/guidance.py PART [--model cfg-fast] [--weights F]`.
+
+Parts, each a file of results, results/NAME-PART.json with NAME as --name has it (else the model's):
+
+- scales: the guidance scale from 0 to 100; some of them on three sets of samples
+- ddpm: 1,000 steps of DDPM, step by step, with what cures them and what does not
+- extreme: what keeps a scale of 3, 10, 50 or 100 from ruining samples
+- best: a few settings on 10,000 samples
+- sweep: ten samples for each digit and scale, from the same noise along a row, as pictures
+- auto: `ldm-fast` guided by worse versions of itself (trained here, two minutes)
+
+--weights: a .safetensors file of that model, such as one that was asked for another target.
+What is there already of these weights is not measured again."""
+import argparse, copy, json, sys, time
+from pathlib import Path
+
+import torch
+
+top = Path(__file__).resolve().parent.parent
+RESULTS, KEPT = top/'results', top/'runs'/'guidance'
+sys.path.insert(0, str(top))
+import mnistgen
+from mnistgen.cfg import Guided
+from mnistgen.ddpm import limit_x0
+from mnistgen.lab.data import load_images, to_uint8
+from mnistgen.lab.device import device_info
+from mnistgen.lab.options import Sampling, Way, options_of
+from mnistgen.lab.store import Results, versions
+from mnistgen.zoo.evaluation import digits_at_random, diversity, get_judge
+
+SCALES = (0., .5, 1., 1.25, 1.5, 2., 3., 5., 7., 10., 50., 100.)
+FINE = (1., 1.25, 1.5, 2.)                    # where the best one is, on more sets of samples
+REPORT = (0., .5, 1., 2., 3., 5., 7., 10., 50., 100.)
+
+def ddim(steps=50, **options): return Sampling('ddim', steps, **{'eta': 0.} | options)
+def ddpm(**options): return Sampling('ddpm', 1000, **options)
+
+# ---- a row: samples of a way, judged
+
+def judged(images, labels):
+    "The numbers of a set of images, distances to the training images."
+    judge = get_judge()
+    seen = judge.assess(images)
+    return dict(train=judge.compare(seen, 'train'), diversity=diversity(seen, labels),
+                **{k: v for k, v in judge.alone(seen, labels).items() if k != 'confusion'})
+
+def row(g, way, batch_size=1000, **about):
+    "Draw samples in a way, digits as the training set has them, and judge them."
+    labels = digits_at_random(way.n, way.seed, way.first) if g.labels else None
+    start = time.time()
+    images = g.sample(way.n, labels, way.seed, first=way.first, batch_size=batch_size,
+                      **way.sampling.json())
+    drawn = time.time() - start
+    if labels is None: labels = get_judge().assess(images).digits    # unconditional: as seen
+    scores = judged(images, labels)
+    if not g.labels: del scores['accuracy']
+    print(f"{way}: FD {scores['train']['FD']:.2f}, recall {scores['train']['recall']:.3f}, "
+          f"accuracy {scores.get('accuracy', 0):.4f}, {drawn:.0f} s", flush=True)
+    return about | dict(way=way.json(), seconds=drawn, **scores)
+
+class Rows:
+    "Rows of a results file: what is there is not measured again."
+    def __init__(self, g, file):
+        self.g, self.file = g, file
+        self.results = Results(g.header['checksum'], RESULTS)
+        try: self.rows = self.results.load(file)['rows']
+        except (FileNotFoundError, ValueError): self.rows = []
+
+    def add(self, name, way, measure):
+        "Measure a way, if that has not been done; `name` tells apart what the way does not."
+        key = name, json.dumps(way.json())
+        if any((r['name'], json.dumps(r['way'])) == key for r in self.rows): return
+        self.rows.append(dict(name=name) | measure(self.g, way))
+        self.save()
+
+    def save(self, **more):
+        about = {k: v for k, v in versions().items() if k in ('torch', 'commit')}
+        about |= dict(model=self.g.header['model'], predict=self.g.process.predict,
+                      epochs=self.g.header['epochs'], seed=self.g.header['recipe']['seed'],
+                      device=device_info(self.g.device)['name'])
+        self.results.save(self.file, **about, rows=self.rows, **more)
+
+# ---- the parts
+
+def scales(g, name):
+    rows = Rows(g, f'{name}-scales')
+    for w in SCALES: rows.add('w', Way(ddim(w=w)), row)
+    for first in (2000, 4000):
+        for w in FINE: rows.add('w', Way(ddim(w=w), first=first), row)
+
+SHARP = dict(parallel=0.)                     # projected guidance
+
+def methods(w, limit):
+    "What is tried at a large scale, by name; `limit` is the range of latents."
+    out = {
+        'plain': {},
+        'interval 200 to 600': dict(interval=(200, 600)),
+        'interval 400 to 700': dict(interval=(400, 700)),
+        'rescale 0.7': dict(rescale=.7),
+        'rescale 1': dict(rescale=1.),
+        'clip': dict(clip=limit),
+        'threshold': dict(threshold=.995, clip=limit),
+        'projected': SHARP,
+        'APG': dict(SHARP, momentum=-.5, bound=2.5*(w - 1)),
+        'bound 2, projected': dict(SHARP, bound=2.),
+        'bound 1, projected': dict(SHARP, bound=1.),
+        'bound 1, projected, interval 100 to 800': dict(SHARP, bound=1., interval=(100, 800)),
+        'bound 2, projected, interval 100 to 800': dict(SHARP, bound=2., interval=(100, 800)),
+        'bound 1, interval 100 to 800': dict(bound=1., interval=(100, 800)),
+        'CFG-Zero*': dict(zero_star=True),
+    }
+    return out
+
+def extreme(g, name, n=1000):
+    rows, limit = Rows(g, f'{name}-extreme'), latent_range(g)
+    for w in (100., 10., 3., 50.):
+        for method, options in methods(w, limit).items():
+            rows.add(method, Way(ddim(w=w, **options), n=n), row)
+    # with CFG++ the scale is a share, 0 to 1
+    for w in (.25, .5, 1., 3.):
+        rows.add('CFG++', Way(ddim(w=w, renoise='unguided'), n=n), row)
+
+def latent_range(g):
+    "What 99.9 % of the latents' values do not exceed, to one decimal."
+    z = g.space.encode_data(load_images())
+    return round(z.abs().flatten()[::7].quantile(.999).item(), 1)
+
+def best(g, name):
+    rows = Rows(g, f'{name}-best')
+    tamed = dict(SHARP, bound=1., interval=(100, 800))
+    for s in (ddim(w=1.), ddim(w=3.), ddim(w=100., **tamed), ddim(w=1., eta=1.), ddim(w=1.5),
+              ddim(w=1.25), ddim(w=3., **tamed)):
+        rows.add('best', Way(s, n=10_000), row)
+    # what the unconditional branch does, for its recall
+    rows.add('unconditional', Way(ddim(w=0.), n=10_000), row)
+
+# ---- DDPM-1000, step by step
+
+class Clipped(torch.nn.Module):
+    "A network whose x̂0 is clipped to the range of each dimension."
+    def __init__(self, net, process, low, high):
+        super().__init__()
+        self.net, self.process, self.low, self.high = net, process, low, high
+
+    def forward(self, x, t, label=None):
+        x0_hat, _ = self.process.read(self.net(x, t, label), x, t)
+        return self.process.answer(x, x0_hat.clamp(self.low, self.high), t)
+
+def walk(g, way, skip=0, clipped=False):
+    "Samples of DDPM and the standard deviation of the latents after each step."
+    n, s = way.n, way.sampling
+    labels = digits_at_random(n, way.seed, way.first)
+    part = lambda f: {k: v for k, v in s.options.items() if k in options_of(f)}
+    process = copy.copy(g.process.limited(**part(limit_x0)))
+    path = process.path(s.steps)[skip:]
+    process.path = lambda *_: path
+    net = Guided(g.network(), process, **part(Guided))
+    if clipped:
+        z = g.space.encode_data(load_images())
+        low, high = [torch.quantile(z[::5], q, 0) for q in (.001, .999)]
+        net = Clipped(net, process, low, high)
+    from mnistgen.ddpm import Noise, sample_ddpm
+    noise = Noise(way.seed, n, way.first)
+    x = noise(torch.empty(n, *g.space.shape))
+    stds = []
+    for _, x, _ in sample_ddpm(net, process, x, None, labels, noise): stds.append(x.std().item())
+    return x, labels, stds
+
+def ddpm_row(skip=0, clipped=False):
+    def measure(g, way):
+        start = time.time()
+        x, labels, stds = walk(g, way, skip, clipped)
+        drawn = time.time() - start
+        images = g.space.decode(x)
+        scores = judged(images, labels)
+        print(f"{way} {skip} {clipped}: std {stds[0]:.2f} … {stds[-1]:.2f}, "
+              f"FD {scores['train']['FD']:.2f}, accuracy {scores['accuracy']:.3f}, {drawn:.0f} s",
+              flush=True)
+        kept = to_uint8(images[:12])[:, ::1].tolist()
+        return dict(way=way.json(), seconds=drawn, stds=stds, pictures=kept, **scores)
+    return measure
+
+def ddpm_part(g, name, n=256):
+    rows, limit = Rows(g, f'{name}-ddpm'), latent_range(g)
+    def add(about, sampling, n=n, **kw): rows.add(about, Way(sampling, n=n), ddpm_row(**kw))
+    add('w = 1, no guidance', ddpm(w=1.))
+    add('w = 3', ddpm(w=3.))
+    add('the first step left out', ddpm(w=3.), skip=1)
+    add('x̂0 clipped to the range of each dimension', ddpm(w=3.), clipped=True)
+    add('x̂0 clipped', ddpm(w=3., clip=limit))
+    add("dynamic threshold, the latents' range", ddpm(w=3., threshold=.995, clip=limit))
+    add("dynamic threshold, the pixels' range", ddpm(w=3., threshold=.995, clip=1.))
+    add('no guidance at t = 999', ddpm(w=3., interval=(0, 998)))
+    add('no guidance at t > 900', ddpm(w=3., interval=(0, 900)))
+    add('projected', ddpm(w=3., **SHARP))
+    add('bound 1, projected', ddpm(w=3., bound=1., **SHARP))
+    add('rescale 0.7', ddpm(w=3., rescale=.7))
+    # on more samples: the cured one beside DDIM
+    add('w = 1, clipped', ddpm(w=1., clip=limit), n=1000)
+    add('w = 3, clipped', ddpm(w=3., clip=limit), n=1000)
+    for w in (1., 3.): rows.add('DDIM', Way(ddim(100, w=w), n=1000), row)
+
+# ---- pictures
+
+def sweep(g, name):
+    "Ten samples of each digit at each scale, the same noise for all: (10, scales, 10, 28, 28)."
+    out = []
+    for w in REPORT:
+        images = g.sample(100, [d for d in range(10) for _ in range(10)], batch_size=100,
+                          **ddim(100, eta=.05, w=w).json())
+        out.append(to_uint8(images).view(10, 10, 28, 28))
+    Results(g.header['checksum'], RESULTS).save_arrays(f'{name}-sweep', images=torch.stack(out, 1))
+
+# ---- autoguidance
+
+def weaker(name, epochs, **network):
+    "`ldm-fast` trained for so many epochs, or smaller; from a file if it has been trained before."
+    from dataclasses import replace
+    from mnistgen.zoo.models import MODELS, load
+    from mnistgen.zoo.train import train_model
+    out, model = KEPT/name, MODELS['ldm-fast']
+    MODELS[name] = replace(model, name=name, network=model.network | network)
+    if not (out/f'{name}.safetensors').exists(): train_model(name, epochs=epochs, out=out)
+    return load(out/f'{name}.safetensors', 'cpu')
+
+def auto(g, name, n=5000):
+    rows = Rows(g, f'{name}-auto')
+    way = Way(Sampling('ddim', 100, eta=1.), n=n)
+    rows.add('alone', way, row)
+    guides = {'the same, 10 epochs': weaker('ldm-fast-short', 10),
+              'width 128, 30 epochs': weaker('ldm-fast-small', 30, width=128)}
+    for about, guide in guides.items():
+        for w in (1.25, 1.5, 2., 3.):
+            guided = copy.copy(g)
+            guided._frozen = Guided(g.network(), g.process, guide=guide.network(), w=w)
+            guided._before = None
+            rows.add(f'{about}, w = {w:g}', way, lambda _, way: row(guided, way))
+
+PARTS = dict(scales=scales, ddpm=ddpm_part, extreme=extreme, best=best, sweep=sweep, auto=auto)
+
+if __name__ == '__main__':
+    p = argparse.ArgumentParser(description=__doc__,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('parts', nargs='+', choices=PARTS)
+    p.add_argument('--model', default='cfg-fast')
+    p.add_argument('--weights', help='a .safetensors file of that model')
+    p.add_argument('--name', help='by which results are stored')
+    a = p.parse_args()
+    for part in a.parts:
+        g = mnistgen.load('ldm-fast' if part == 'auto' else a.weights or a.model, 'cpu')
+        PARTS[part](g, 'ldm-fast' if part == 'auto' else a.name or a.model)
