@@ -7,6 +7,7 @@ Parts, each a file of results, results/NAME-PART.json with NAME as --name has it
 - extreme: what keeps a scale of 3, 10, 50 or 100 from ruining samples
 - best: a few settings on 10,000 samples
 - sweep: ten samples for each digit and scale, from the same noise along a row, as pictures
+- time: what guidance costs, of networks that nobody has trained (into cfg-time.json)
 - auto: `ldm-fast` guided by worse versions of itself (trained here, two minutes)
 
 --weights: a .safetensors file of that model, such as one that was asked for another target.
@@ -20,20 +21,23 @@ top = Path(__file__).resolve().parent.parent
 RESULTS, KEPT = top/'results', top/'runs'/'guidance'
 sys.path.insert(0, str(top))
 import mnistgen
-from mnistgen.cfg import Guided
-from mnistgen.ddpm import limit_x0
+from mnistgen.cfg import ConcatUNet, CrossUNet, Guided, LabelMLP
+from mnistgen.ddpm import DDPM, Noise, limit_x0, sample_ddpm
 from mnistgen.lab.data import load_images, to_uint8
 from mnistgen.lab.device import device_info
 from mnistgen.lab.options import Sampling, Way, options_of
 from mnistgen.lab.store import Results, versions
+from mnistgen.ldm import MLP
+from mnistgen.unet import UNet
 from mnistgen.zoo.evaluation import digits_at_random, diversity, get_judge
+from mnistgen.zoo.generator import Generator
 
 SCALES = (0., .5, 1., 1.25, 1.5, 2., 3., 5., 7., 10., 50., 100.)
 FINE = (1., 1.25, 1.5, 2.)                    # where the best one is, on more sets of samples
 REPORT = (0., .5, 1., 2., 3., 5., 7., 10., 50., 100.)
 
 def ddim(steps=50, **options): return Sampling('ddim', steps, **{'eta': 0.} | options)
-def ddpm(**options): return Sampling('ddpm', 1000, **options)
+def thousand(**options): return Sampling('ddpm', 1000, **options)
 
 # ---- a row: samples of a way, judged
 
@@ -85,17 +89,16 @@ class Rows:
 def scales(g, name):
     rows = Rows(g, f'{name}-scales')
     for w in SCALES: rows.add('w', Way(ddim(w=w)), row)
-    for first in (2000, 4000):
+    for first in (2000, 4000) if g.process.predict == 'v' else ():
         for w in FINE: rows.add('w', Way(ddim(w=w), first=first), row)
 
 SHARP = dict(parallel=0.)                     # projected guidance
 
 def methods(w, limit):
     "What is tried at a large scale, by name; `limit` is the range of latents."
-    out = {
+    return {
         'plain': {},
         'interval 200 to 600': dict(interval=(200, 600)),
-        'interval 400 to 700': dict(interval=(400, 700)),
         'rescale 0.7': dict(rescale=.7),
         'rescale 1': dict(rescale=1.),
         'clip': dict(clip=limit),
@@ -105,17 +108,17 @@ def methods(w, limit):
         'bound 2, projected': dict(SHARP, bound=2.),
         'bound 1, projected': dict(SHARP, bound=1.),
         'bound 1, projected, interval 100 to 800': dict(SHARP, bound=1., interval=(100, 800)),
-        'bound 2, projected, interval 100 to 800': dict(SHARP, bound=2., interval=(100, 800)),
         'bound 1, interval 100 to 800': dict(bound=1., interval=(100, 800)),
         'CFG-Zero*': dict(zero_star=True),
     }
-    return out
 
 def extreme(g, name, n=1000):
     rows, limit = Rows(g, f'{name}-extreme'), latent_range(g)
-    for w in (100., 10., 3., 50.):
+    for w in (100., 10., 3.):
         for method, options in methods(w, limit).items():
             rows.add(method, Way(ddim(w=w, **options), n=n), row)
+    for method in ('plain', 'threshold', 'bound 1, projected, interval 100 to 800'):
+        rows.add(method, Way(ddim(w=50., **methods(50., limit)[method]), n=n), row)
     # with CFG++ the scale is a share, 0 to 1
     for w in (.25, .5, 1., 3.):
         rows.add('CFG++', Way(ddim(w=w, renoise='unguided'), n=n), row)
@@ -128,11 +131,8 @@ def latent_range(g):
 def best(g, name):
     rows = Rows(g, f'{name}-best')
     tamed = dict(SHARP, bound=1., interval=(100, 800))
-    for s in (ddim(w=1.), ddim(w=3.), ddim(w=100., **tamed), ddim(w=1., eta=1.), ddim(w=1.5),
-              ddim(w=1.25), ddim(w=3., **tamed)):
+    for s in (ddim(w=1.), ddim(w=3.), ddim(w=100., **tamed), ddim(w=3., **tamed), ddim(w=0.)):
         rows.add('best', Way(s, n=10_000), row)
-    # what the unconditional branch does, for its recall
-    rows.add('unconditional', Way(ddim(w=0.), n=10_000), row)
 
 # ---- DDPM-1000, step by step
 
@@ -159,7 +159,6 @@ def walk(g, way, skip=0, clipped=False):
         z = g.space.encode_data(load_images())
         low, high = [torch.quantile(z[::5], q, 0) for q in (.001, .999)]
         net = Clipped(net, process, low, high)
-    from mnistgen.ddpm import Noise, sample_ddpm
     noise = Noise(way.seed, n, way.first)
     x = noise(torch.empty(n, *g.space.shape))
     stds = []
@@ -176,28 +175,28 @@ def ddpm_row(skip=0, clipped=False):
         print(f"{way} {skip} {clipped}: std {stds[0]:.2f} … {stds[-1]:.2f}, "
               f"FD {scores['train']['FD']:.2f}, accuracy {scores['accuracy']:.3f}, {drawn:.0f} s",
               flush=True)
-        kept = to_uint8(images[:12])[:, ::1].tolist()
+        kept = to_uint8(images[:12]).tolist()
         return dict(way=way.json(), seconds=drawn, stds=stds, pictures=kept, **scores)
     return measure
 
 def ddpm_part(g, name, n=256):
     rows, limit = Rows(g, f'{name}-ddpm'), latent_range(g)
     def add(about, sampling, n=n, **kw): rows.add(about, Way(sampling, n=n), ddpm_row(**kw))
-    add('w = 1, no guidance', ddpm(w=1.))
-    add('w = 3', ddpm(w=3.))
-    add('the first step left out', ddpm(w=3.), skip=1)
-    add('x̂0 clipped to the range of each dimension', ddpm(w=3.), clipped=True)
-    add('x̂0 clipped', ddpm(w=3., clip=limit))
-    add("dynamic threshold, the latents' range", ddpm(w=3., threshold=.995, clip=limit))
-    add("dynamic threshold, the pixels' range", ddpm(w=3., threshold=.995, clip=1.))
-    add('no guidance at t = 999', ddpm(w=3., interval=(0, 998)))
-    add('no guidance at t > 900', ddpm(w=3., interval=(0, 900)))
-    add('projected', ddpm(w=3., **SHARP))
-    add('bound 1, projected', ddpm(w=3., bound=1., **SHARP))
-    add('rescale 0.7', ddpm(w=3., rescale=.7))
+    add('w = 1, no guidance', thousand(w=1.))
+    add('w = 3', thousand(w=3.))
+    add('the first step left out', thousand(w=3.), skip=1)
+    add('x̂0 clipped to the range of each dimension', thousand(w=3.), clipped=True)
+    add('x̂0 clipped', thousand(w=3., clip=limit))
+    add("dynamic threshold, the latents' range", thousand(w=3., threshold=.995, clip=limit))
+    add("dynamic threshold, the pixels' range", thousand(w=3., threshold=.995, clip=1.))
+    add('no guidance at t = 999', thousand(w=3., interval=(0, 998)))
+    add('no guidance at t > 900', thousand(w=3., interval=(0, 900)))
+    add('projected', thousand(w=3., **SHARP))
+    add('bound 1, projected', thousand(w=3., bound=1., **SHARP))
+    add('rescale 0.7', thousand(w=3., rescale=.7))
     # on more samples: the cured one beside DDIM
-    add('w = 1, clipped', ddpm(w=1., clip=limit), n=1000)
-    add('w = 3, clipped', ddpm(w=3., clip=limit), n=1000)
+    add('w = 1, clipped', thousand(w=1., clip=limit), n=1000)
+    add('w = 3, clipped', thousand(w=3., clip=limit), n=1000)
     for w in (1., 3.): rows.add('DDIM', Way(ddim(100, w=w), n=1000), row)
 
 # ---- pictures
@@ -211,6 +210,38 @@ def sweep(g, name):
         out.append(to_uint8(images).view(10, 10, 28, 28))
     Results(g.header['checksum'], RESULTS).save_arrays(f'{name}-sweep', images=torch.stack(out, 1))
 
+# ---- time
+
+LATENT = dict(channels=(64, 128), pad_to=8)
+
+def untrained(net, space):
+    "A generator with the weights that a network begins with."
+    torch.manual_seed(0)
+    return Generator(net, DDPM(clip=False), space, Sampling('ddim', 100, eta=.05), device='cpu')
+
+def timing(g, name, rounds=7, n=10):
+    two = dict(in_channels=2, out_channels=2, **LATENT)
+    plain = {'UNet': UNet(**two), 'MLP': MLP(width=512, blocks=4)}
+    nets = {'concatenation': ('UNet', ConcatUNet(**LATENT), 1.9),
+            'cross-attention': ('UNet', CrossUNet(**two), 2.5),
+            'MLP, with the time': ('MLP', LabelMLP(width=512, blocks=4), None)}
+    jobs = {k: (untrained(net, g.space), {}) for k, net in plain.items()}
+    jobs |= {k: (untrained(net, g.space), dict(labels=range(n), w=3.))
+             for k, (_, net, _) in nets.items()}
+    times = {k: [] for k in jobs}
+    for i in range(rounds + 1):               # the first round warms up
+        for k, (generator, kw) in jobs.items():
+            start = time.perf_counter()
+            generator.sample(n, decoded=False, **kw)
+            if i: times[k].append(time.perf_counter() - start)
+    median = {k: sorted(t)[rounds//2] for k, t in times.items()}
+    rows = [dict(name=k, plain=median[base], guided=median[k], report=report)
+            for k, (base, _, report) in nets.items()]
+    for r in rows: print(f"{r['name']}: {r['guided']:.3f} s, {r['guided']/r['plain']:.2f} times")
+    about = {k: v for k, v in versions().items() if k in ('torch', 'commit')}
+    Results(None, RESULTS).save('cfg-time', rounds=rounds, n=n, rows=rows, **about,
+                                device=device_info(g.device)['name'])
+
 # ---- autoguidance
 
 def weaker(name, epochs, **network):
@@ -223,20 +254,21 @@ def weaker(name, epochs, **network):
     if not (out/f'{name}.safetensors').exists(): train_model(name, epochs=epochs, out=out)
     return load(out/f'{name}.safetensors', 'cpu')
 
-def auto(g, name, n=5000):
+def auto(g, name, n=2000):
     rows = Rows(g, f'{name}-auto')
     way = Way(Sampling('ddim', 100, eta=1.), n=n)
     rows.add('alone', way, row)
     guides = {'the same, 10 epochs': weaker('ldm-fast-short', 10),
               'width 128, 30 epochs': weaker('ldm-fast-small', 30, width=128)}
     for about, guide in guides.items():
-        for w in (1.25, 1.5, 2., 3.):
+        for w in (1.25, 1.5, 2.):
             guided = copy.copy(g)
             guided._frozen = Guided(g.network(), g.process, guide=guide.network(), w=w)
             guided._before = None
             rows.add(f'{about}, w = {w:g}', way, lambda _, way: row(guided, way))
 
-PARTS = dict(scales=scales, ddpm=ddpm_part, extreme=extreme, best=best, sweep=sweep, auto=auto)
+PARTS = dict(scales=scales, ddpm=ddpm_part, extreme=extreme, best=best, sweep=sweep, time=timing,
+             auto=auto)
 
 if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__,

@@ -31,6 +31,10 @@ def test_digits_that_were_asked_for(tmp_path, capsys):
     assert main(line.replace('a.npy', 'b.npy').split()) == 0
     assert (tmp_path/'a.npy').read_bytes() == (tmp_path/'b.npy').read_bytes()
 
+def test_without_a_number_there_are_as_many_as_the_labels_divide(tmp_path, capsys):
+    assert main(f'sample cfg-fast --labels 0,1,2 --steps 1 --out {tmp_path}/a.npy'.split()) == 0
+    assert '66 images of' in capsys.readouterr().out and np.load(tmp_path/'a.npy').shape == (66, 28, 28)
+
 def test_every_option_of_guidance_has_a_flag_and_a_caption(tmp_path, capsys):
     assert main(f'sample cfg-fast --labels 7 --n 4 --w 9 --steps 5 {EVERY} --out {tmp_path}/a.npy'.split()) == 0
     said = capsys.readouterr().out

@@ -69,7 +69,7 @@ def _save_images(
 # %% ../../nbs/zoo/cli.ipynb #70440524
 def sample(
     model:str, # name of a model (see mnistgen list), or a .safetensors file
-    n:int=64, # number of images
+    n:int=None, # number of images (default: 64, or the next multiple of how many labels there are)
     labels:str=None, # digits to draw, for conditional models: 7, or 0,1,2 in turn
     sampler:str=None, # how to draw (default: what suits the model)
     steps:int=None, # number of steps (default: what suits the model)
@@ -78,13 +78,14 @@ def sample(
     device:str='auto', # auto, cpu or cuda
     plain:store_true=False, # float32, and none of the engine's tricks
     autoencoder:str=None, # of a latent model: a name or a .safetensors file (default: its own)
-    **options # of the sampler
+    **options # of the sampler and of guidance
 ):
     "Draw images from a trained model."
     from mnistgen.lab.data import to_uint8
     if out is None or Path(out).suffix not in ('.png', '.npy'):
         raise ValueError(f'--out {out or ""}: give a file that ends in .png or .npy')
     digits, options = _digits(labels), _read_options(options)
+    if n is None: n = 64 + -64 % len(digits) if isinstance(digits, list) else 64
     g = load(model, device, plain, autoencoder)
     args = dict(n=n, labels=digits, seed=seed, sampler=sampler, steps=steps, **options)
     plan = g.plan(**args)
@@ -203,7 +204,7 @@ def evaluate(
     device:str='auto', # auto, cpu or cuda
     plain:store_true=False, # float32, and none of the engine's tricks
     autoencoder:str=None, # of a latent model: a name or a .safetensors file (default: its own)
-    **options # of the sampler
+    **options # of the sampler and of guidance
 ):
     "Judge samples of a model, or images in a file, by numbers, beside what real digits score."
     import time
