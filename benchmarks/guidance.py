@@ -67,22 +67,30 @@ class Rows:
     def __init__(self, g, file):
         self.g, self.file = g, file
         self.results = Results(g.header['checksum'], RESULTS)
+        self.rows, self.arrays = [], {}
         try: self.rows = self.results.load(file)['rows']
-        except (FileNotFoundError, ValueError): self.rows = []
+        except (FileNotFoundError, ValueError): return
+        try: kept = self.results.load_arrays(file)
+        except (FileNotFoundError, ValueError): return
+        self.arrays = {k: kept[k] for k in kept.files if k != 'weights'}
 
     def add(self, name, way, measure):
         "Measure a way, if that has not been done; `name` tells apart what the way does not."
         key = name, json.dumps(way.json())
         if any((r['name'], json.dumps(r['way'])) == key for r in self.rows): return
-        self.rows.append(dict(name=name) | measure(self.g, way))
+        found = dict(name=name) | measure(self.g, way)
+        arrays = found.pop('arrays', {})      # by the number of the row
+        self.arrays |= {f'{k}-{len(self.rows)}': v for k, v in arrays.items()}
+        self.rows.append(found)
+        if arrays: self.results.save_arrays(self.file, **self.arrays)
         self.save()
 
-    def save(self, **more):
+    def save(self):
         about = {k: v for k, v in versions().items() if k in ('torch', 'commit')}
         about |= dict(model=self.g.header['model'], predict=self.g.process.predict,
                       epochs=self.g.header['epochs'], seed=self.g.header['recipe']['seed'],
                       device=device_info(self.g.device)['name'])
-        self.results.save(self.file, **about, rows=self.rows, **more)
+        self.results.save(self.file, **about, rows=self.rows)
 
 # ---- the parts
 
@@ -175,8 +183,8 @@ def ddpm_row(skip=0, clipped=False):
         print(f"{way} {skip} {clipped}: std {stds[0]:.2f} … {stds[-1]:.2f}, "
               f"FD {scores['train']['FD']:.2f}, accuracy {scores['accuracy']:.3f}, {drawn:.0f} s",
               flush=True)
-        kept = to_uint8(images[:12]).tolist()
-        return dict(way=way.json(), seconds=drawn, stds=stds, pictures=kept, **scores)
+        arrays = dict(stds=stds, pictures=to_uint8(images[:12]).numpy())
+        return dict(way=way.json(), seconds=drawn, arrays=arrays, **scores)
     return measure
 
 def ddpm_part(g, name, n=256):

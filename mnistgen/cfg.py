@@ -110,6 +110,10 @@ class Guided(nn.Module):
         self.renoise, self.zero_star = renoise, zero_star
         self.in_x0 = bool(rescale or momentum or bound or parallel < 1)
         self.unguided, self.before = None, None
+        labels = getattr(net, 'labels', {})
+        if negative is not None and labels:
+            shape = (1,) if len(labels) == 1 else (1, len(labels))
+            check_label(labels, torch.full(shape, negative), 1)
         if self.in_x0 and process is None:
             raise ValueError('rescale, parallel, momentum and bound work on x̂0: give the process')
 

@@ -110,21 +110,21 @@ CFG = dict(batch_size=1024, clip_grad=1., process=dict(predict='eps', clip=False
 
 add_model('cfg-concat', '05_cfg', net=ConcatUNet, space=Latents, autoencoder='vae',
     network=LATENT,
-    sampling=Sampling('ddim', 50, eta=1.),
+    sampling=Sampling('ddim', 50, eta=0., w=1.),
     recipes=dict(
         report=Recipe(epochs=40, **CFG),
         quick=Recipe(epochs=40, batch_size=256, process=dict(V, clip=False), **MUON)))
 
 add_model('cfg-xattn', '05_cfg', net=CrossUNet, space=Latents, autoencoder='vae',
     network=dict(LATENT, in_channels=2, out_channels=2, context_dim=128),
-    sampling=Sampling('ddim', 50, eta=1.),
+    sampling=Sampling('ddim', 50, eta=0., w=1.),
     recipes=dict(
         report=Recipe(epochs=100, **CFG),
         quick=Recipe(epochs=40, batch_size=256, process=dict(V, clip=False), **MUON)))
 
 add_model('cfg-fast', '05_cfg', net=LabelMLP, space=Latents, autoencoder='vae',
     network=dict(width=512, blocks=4),
-    sampling=Sampling('ddim', 50, eta=1.),
+    sampling=Sampling('ddim', 50, eta=0., w=1.),
     recipes=dict(
         report=Recipe(epochs=120, batch_size=512, lr=2e-3, clip_grad=1., warmup=100,
                       process=dict(predict='eps', clip=False)),
