@@ -122,6 +122,7 @@ def methods(w, limit):
 
 def extreme(g, name, n=1000):
     rows, limit = Rows(g, f'{name}-extreme'), latent_range(g)
+    rows.add('plain', Way(ddim(w=1.), n=n), row)
     for w in (100., 10., 3.):
         for method, options in methods(w, limit).items():
             rows.add(method, Way(ddim(w=w, **options), n=n), row)
@@ -139,7 +140,7 @@ def latent_range(g):
 def best(g, name):
     rows = Rows(g, f'{name}-best')
     tamed = dict(SHARP, bound=1., interval=(100, 800))
-    for s in (ddim(w=1.), ddim(w=3.), ddim(w=100., **tamed), ddim(w=3., **tamed), ddim(w=0.)):
+    for s in (ddim(w=1.), ddim(w=1.25), ddim(w=3.), ddim(w=100., **tamed), ddim(w=3., **tamed), ddim(w=0.)):
         rows.add('best', Way(s, n=10_000), row)
 
 # ---- DDPM-1000, step by step
@@ -192,6 +193,8 @@ def ddpm_part(g, name, n=256):
     def add(about, sampling, n=n, **kw): rows.add(about, Way(sampling, n=n), ddpm_row(**kw))
     add('w = 1, no guidance', thousand(w=1.))
     add('w = 3', thousand(w=3.))
+    if g.process.predict == 'v': return       # where nothing has to be cured
+    add('guidance at t = 999 only', thousand(w=3., interval=(998.5, 999.5)))
     add('the first step left out', thousand(w=3.), skip=1)
     add('x̂0 clipped to the range of each dimension', thousand(w=3.), clipped=True)
     add('x̂0 clipped', thousand(w=3., clip=limit))
@@ -205,7 +208,9 @@ def ddpm_part(g, name, n=256):
     # on more samples: the cured one beside DDIM
     add('w = 1, clipped', thousand(w=1., clip=limit), n=1000)
     add('w = 3, clipped', thousand(w=3., clip=limit), n=1000)
-    for w in (1., 3.): rows.add('DDIM', Way(ddim(100, w=w), n=1000), row)
+    for w in (1., 3.):
+        rows.add('DDIM', Way(ddim(100, w=w), n=1000), row)
+        rows.add('DDIM', Way(ddim(100, w=w, clip=limit), n=1000), row)
 
 # ---- pictures
 

@@ -91,7 +91,7 @@ class Guided(nn.Module):
         process=None, # what it was trained for; only options that work on x̂0 ask for it
         guide=None, # a network that answers in place of the unconditional branch (autoguidance)
         *,
-        w:number()=3., # guidance scale: 0 unconditional, 1 conditional, more is louder
+        w:number()=3., # guidance scale: 0 unconditional, 1 conditional, more is stronger
         interval:span(0, 1000)=None, # times at which it guides; at others w is 1
         negative:integer(0)=None, # class to move away from, in place of "nothing said"
         rescale:number(0, 1)=0., # share of x̂0 that gets the conditional one's std back
