@@ -10,27 +10,28 @@ Parts, each a file of results, results/NAME-PART.json with NAME as --name has it
 - time: what guidance costs, of networks that nobody has trained (into cfg-time.json)
 - auto: `ldm-fast` guided by worse versions of itself (trained here, two minutes)
 
---weights: a .safetensors file of that model, such as one that was asked for another target.
+--weights: a .safetensors file of that model, such as one that predicts something else.
 What is there already of these weights is not measured again."""
 import argparse, copy, json, sys, time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 top = Path(__file__).resolve().parent.parent
 RESULTS, KEPT = top/'results', top/'runs'/'guidance'
-sys.path.insert(0, str(top))
+sys.path[:0] = [str(top), str(top/'benchmarks')]
 import mnistgen
-from mnistgen.cfg import ConcatUNet, CrossUNet, Guided, LabelMLP
-from mnistgen.ddpm import DDPM, Noise, limit_x0, sample_ddpm
+from autoencoders import about
+from mnistgen.cfg import Guided
+from mnistgen.ddpm import DDPM
 from mnistgen.lab.data import load_images, to_uint8
-from mnistgen.lab.device import device_info
-from mnistgen.lab.options import Sampling, Way, options_of
-from mnistgen.lab.store import Results, versions
-from mnistgen.ldm import MLP
-from mnistgen.unet import UNet
+from mnistgen.lab.options import Sampling, Way
+from mnistgen.lab.store import Results
 from mnistgen.zoo.evaluation import digits_at_random, diversity, get_judge
 from mnistgen.zoo.generator import Generator
+from mnistgen.zoo.models import MODELS
+from mnistgen.zoo.train import train_model
 
 SCALES = (0., .5, 1., 1.25, 1.5, 2., 3., 5., 7., 10., 50., 100.)
 FINE = (1., 1.25, 1.5, 2.)                    # where the best one is, on more sets of samples
@@ -41,26 +42,28 @@ def thousand(**options): return Sampling('ddpm', 1000, **options)
 
 # ---- a row: samples of a way, judged
 
+def labels_of(g, way):
+    "Digits as the training set has them; None for an unconditional model."
+    return digits_at_random(way.n, way.seed, way.first) if g.labels else None
+
 def judged(images, labels):
     "The numbers of a set of images, distances to the training images."
     judge = get_judge()
     seen = judge.assess(images)
-    return dict(train=judge.compare(seen, 'train'), diversity=diversity(seen, labels),
+    within = seen.digits if labels is None else labels               # unconditional: as seen
+    return dict(train=judge.compare(seen, 'train'), diversity=diversity(seen, within),
                 **{k: v for k, v in judge.alone(seen, labels).items() if k != 'confusion'})
 
-def row(g, way, batch_size=1000, **about):
-    "Draw samples in a way, digits as the training set has them, and judge them."
-    labels = digits_at_random(way.n, way.seed, way.first) if g.labels else None
-    start = time.time()
+def row(g, way, batch_size=1000):
+    "Draw samples in a way, and judge them."
+    labels, start = labels_of(g, way), time.time()
     images = g.sample(way.n, labels, way.seed, first=way.first, batch_size=batch_size,
                       **way.sampling.json())
     drawn = time.time() - start
-    if labels is None: labels = get_judge().assess(images).digits    # unconditional: as seen
     scores = judged(images, labels)
-    if not g.labels: del scores['accuracy']
     print(f"{way}: FD {scores['train']['FD']:.2f}, recall {scores['train']['recall']:.3f}, "
           f"accuracy {scores.get('accuracy', 0):.4f}, {drawn:.0f} s", flush=True)
-    return about | dict(way=way.json(), seconds=drawn, **scores)
+    return dict(way=way.json(), seconds=drawn, **scores)
 
 class Rows:
     "Rows of a results file: what is there is not measured again."
@@ -86,11 +89,10 @@ class Rows:
         self.save()
 
     def save(self):
-        about = {k: v for k, v in versions().items() if k in ('torch', 'commit')}
-        about |= dict(model=self.g.header['model'], predict=self.g.process.predict,
-                      epochs=self.g.header['epochs'], seed=self.g.header['recipe']['seed'],
-                      device=device_info(self.g.device)['name'])
-        self.results.save(self.file, **about, rows=self.rows)
+        h = self.g.header
+        self.results.save(self.file, **about(), model=h['model'], epochs=h['epochs'],
+                          eval_loss=h['eval_loss'], predict=self.g.process.predict,
+                          seed=h['recipe']['seed'], rows=self.rows)
 
 # ---- the parts
 
@@ -140,46 +142,35 @@ def latent_range(g):
 def best(g, name):
     rows = Rows(g, f'{name}-best')
     tamed = dict(SHARP, bound=1., interval=(100, 800))
-    for s in (ddim(w=1.), ddim(w=1.25), ddim(w=3.), ddim(w=100., **tamed), ddim(w=3., **tamed), ddim(w=0.)):
+    for s in (*(ddim(w=w) for w in (0., 1., 1.25, 3.)), *(ddim(w=w, **tamed) for w in (3., 100.))):
         rows.add('best', Way(s, n=10_000), row)
 
 # ---- DDPM-1000, step by step
 
-class Clipped(torch.nn.Module):
-    "A network whose x̂0 is clipped to the range of each dimension."
-    def __init__(self, net, process, low, high):
-        super().__init__()
-        self.net, self.process, self.low, self.high = net, process, low, high
-
-    def forward(self, x, t, label=None):
-        x0_hat, _ = self.process.read(self.net(x, t, label), x, t)
-        return self.process.answer(x, x0_hat.clamp(self.low, self.high), t)
-
-def walk(g, way, skip=0, clipped=False):
-    "Samples of DDPM and the standard deviation of the latents after each step."
-    n, s = way.n, way.sampling
-    labels = digits_at_random(n, way.seed, way.first)
-    part = lambda f: {k: v for k, v in s.options.items() if k in options_of(f)}
-    process = copy.copy(g.process.limited(**part(limit_x0)))
-    path = process.path(s.steps)[skip:]
-    process.path = lambda *_: path
-    net = Guided(g.network(), process, **part(Guided))
+def changed(g, skip=0, clipped=False):
+    "A generator that leaves out the first steps, or clips x̂0 to the range of each dimension."
+    g = copy.copy(g)
+    process = g.process = copy.copy(g.process)
+    if skip:
+        path = process.path()[skip:]
+        process.path = lambda *_: path
     if clipped:
-        z = g.space.encode_data(load_images())
+        z, denoise = g.space.encode_data(load_images()), process.denoise
         low, high = [torch.quantile(z[::5], q, 0) for q in (.001, .999)]
-        net = Clipped(net, process, low, high)
-    noise = Noise(way.seed, n, way.first)
-    x = noise(torch.empty(n, *g.space.shape))
-    stds = []
-    for _, x, _ in sample_ddpm(net, process, x, None, labels, noise): stds.append(x.std().item())
-    return x, labels, stds
+        def within(net, x, t, label=None):
+            x0_hat, (a, b) = denoise(net, x, t, label)[0].clamp(low, high), process.levels(t)
+            return x0_hat, (x - a*x0_hat)/b
+        process.denoise = within
+    return g
 
 def ddpm_row(skip=0, clipped=False):
+    "What measures a way step by step: the standard deviation of the latents after each step."
     def measure(g, way):
-        start = time.time()
-        x, labels, stds = walk(g, way, skip, clipped)
-        drawn = time.time() - start
-        images = g.space.decode(x)
+        g, labels, start, stds = changed(g, skip, clipped), labels_of(g, way), time.time(), []
+        steps = g.stream(way.n, labels, way.seed, first=way.first, decoded=False,
+                         **way.sampling.json())
+        for _, x, _ in steps: stds.append(x.std().item())
+        drawn, images = time.time() - start, g.space.decode(x)
         scores = judged(images, labels)
         print(f"{way} {skip} {clipped}: std {stds[0]:.2f} … {stds[-1]:.2f}, "
               f"FD {scores['train']['FD']:.2f}, accuracy {scores['accuracy']:.3f}, {drawn:.0f} s",
@@ -190,7 +181,7 @@ def ddpm_row(skip=0, clipped=False):
 
 def ddpm_part(g, name, n=256):
     rows, limit = Rows(g, f'{name}-ddpm'), latent_range(g)
-    def add(about, sampling, n=n, **kw): rows.add(about, Way(sampling, n=n), ddpm_row(**kw))
+    def add(what, sampling, n=n, **kw): rows.add(what, Way(sampling, n=n), ddpm_row(**kw))
     add('w = 1, no guidance', thousand(w=1.))
     add('w = 3', thousand(w=3.))
     if g.process.predict == 'v': return       # where nothing has to be cured
@@ -225,22 +216,21 @@ def sweep(g, name):
 
 # ---- time
 
-LATENT = dict(channels=(64, 128), pad_to=8)
+# conditional model, its unconditional counterpart, the report's ratio of the two
+TIMED = {'concatenation': ('cfg-concat', 'ldm', 1.9),
+         'cross-attention': ('cfg-xattn', 'ldm', 2.5),
+         'MLP, with the time': ('cfg-fast', 'ldm-fast', None)}
 
-def untrained(net, space):
-    "A generator with the weights that a network begins with."
+def untrained(name, space):
+    "A generator with the weights that the network of a model begins with."
     torch.manual_seed(0)
+    net = MODELS[name].net(**MODELS[name].network)
     return Generator(net, DDPM(clip=False), space, Sampling('ddim', 100, eta=.05), device='cpu')
 
 def timing(g, name, rounds=7, n=10):
-    two = dict(in_channels=2, out_channels=2, **LATENT)
-    plain = {'UNet': UNet(**two), 'MLP': MLP(width=512, blocks=4)}
-    nets = {'concatenation': ('UNet', ConcatUNet(**LATENT), 1.9),
-            'cross-attention': ('UNet', CrossUNet(**two), 2.5),
-            'MLP, with the time': ('MLP', LabelMLP(width=512, blocks=4), None)}
-    jobs = {k: (untrained(net, g.space), {}) for k, net in plain.items()}
-    jobs |= {k: (untrained(net, g.space), dict(labels=range(n), w=3.))
-             for k, (_, net, _) in nets.items()}
+    names = dict.fromkeys(k for guided, plain, _ in TIMED.values() for k in (plain, guided))
+    jobs = {k: untrained(k, g.space) for k in names}
+    jobs = {k: (m, dict(labels=range(n), w=3.) if m.labels else {}) for k, m in jobs.items()}
     times = {k: [] for k in jobs}
     for i in range(rounds + 1):               # the first round warms up
         for k, (generator, kw) in jobs.items():
@@ -248,24 +238,19 @@ def timing(g, name, rounds=7, n=10):
             generator.sample(n, decoded=False, **kw)
             if i: times[k].append(time.perf_counter() - start)
     median = {k: sorted(t)[rounds//2] for k, t in times.items()}
-    rows = [dict(name=k, plain=median[base], guided=median[k], report=report)
-            for k, (base, _, report) in nets.items()]
+    rows = [dict(name=k, plain=median[plain], guided=median[guided], report=report)
+            for k, (guided, plain, report) in TIMED.items()]
     for r in rows: print(f"{r['name']}: {r['guided']:.3f} s, {r['guided']/r['plain']:.2f} times")
-    about = {k: v for k, v in versions().items() if k in ('torch', 'commit')}
-    Results(None, RESULTS).save('cfg-time', rounds=rounds, n=n, rows=rows, **about,
-                                device=device_info(g.device)['name'])
+    Results(None, RESULTS).save('cfg-time', rounds=rounds, n=n, rows=rows, **about())
 
 # ---- autoguidance
 
 def weaker(name, epochs, **network):
     "`ldm-fast` trained for so many epochs, or smaller; from a file if it has been trained before."
-    from dataclasses import replace
-    from mnistgen.zoo.models import MODELS, load
-    from mnistgen.zoo.train import train_model
     out, model = KEPT/name, MODELS['ldm-fast']
     MODELS[name] = replace(model, name=name, network=model.network | network)
     if not (out/f'{name}.safetensors').exists(): train_model(name, epochs=epochs, out=out)
-    return load(out/f'{name}.safetensors', 'cpu')
+    return mnistgen.load(out/f'{name}.safetensors', 'cpu')
 
 def auto(g, name, n=2000):
     rows = Rows(g, f'{name}-auto')
@@ -273,12 +258,12 @@ def auto(g, name, n=2000):
     rows.add('alone', way, row)
     guides = {'the same, 10 epochs': weaker('ldm-fast-short', 10),
               'width 128, 30 epochs': weaker('ldm-fast-small', 30, width=128)}
-    for about, guide in guides.items():
+    for whose, guide in guides.items():
         for w in (1.25, 1.5, 2.):
             guided = copy.copy(g)
             guided._frozen = Guided(g.network(), g.process, guide=guide.network(), w=w)
             guided._before = None
-            rows.add(f'{about}, w = {w:g}', way, lambda _, way: row(guided, way))
+            rows.add(f'{whose}, w = {w:g}', way, lambda _, way: row(guided, way))
 
 PARTS = dict(scales=scales, ddpm=ddpm_part, extreme=extreme, best=best, sweep=sweep, time=timing,
              auto=auto)

@@ -143,9 +143,9 @@ def both(self:Guided,
 # %% ../nbs/05_cfg.ipynb #c0f60005
 @patch
 def _is_plain(self:Guided) -> bool:
-    "Is the guided answer Eq. 11 and nothing else?"
-    others = self.guide, self.negative, self.unguided
-    return not (self.in_x0 or self.zero_star) and all(o is None for o in others)
+    "Is the guided answer Eq. 11, of the conditional and the unconditional answer?"
+    unconditional = self.guide is None and self.negative is None
+    return unconditional and not (self.in_x0 or self.zero_star)
 
 # %% ../nbs/05_cfg.ipynb #c0f60004
 @patch
@@ -156,10 +156,10 @@ def forward(self:Guided,
 ): # of the shape of x
     "The guided answer. A branch that would count for nothing is not computed."
     w, self.unguided = self.scale_at(t), None
-    asked_both = self.renoise == 'unguided' or self.momentum
+    one_is_enough = self.renoise == 'guided' and not self.momentum
     if label is None and self.guide is None: return self.net(x, t)
-    if (w == 1).all() and not asked_both: return self.net(x, t, label)
-    if (w == 0).all() and not asked_both and self._is_plain():
+    if one_is_enough and (w == 1).all(): return self.net(x, t, label)
+    if one_is_enough and (w == 0).all() and self._is_plain():
         return self.net(x, t, torch.full_like(label, -1))
     c, u = self.both(x, t, label)
     if self.renoise == 'unguided': self.unguided = u.float()

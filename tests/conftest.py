@@ -1,5 +1,6 @@
 "What the tests share: the tree as a clone has it, copies of it, and processes that neither read nor write the developer's home."
 import os, shutil, subprocess, sys
+from contextlib import contextmanager
 from pathlib import Path
 import pytest
 
@@ -19,6 +20,18 @@ def copy_tree(dest):
         (dest/f).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(root/f, dest/f, follow_symlinks=False)
     return dest
+
+@contextmanager
+def stopped_at(step):
+    "Within the block, a training is interrupted when it comes to a step."
+    from mnistgen.lab.training import Trainer
+    train_step = Trainer.train_step
+    def stop(self, batch):
+        if self.step == step: raise KeyboardInterrupt
+        return train_step(self, batch)
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(Trainer, 'train_step', stop)
+        yield
 
 @pytest.fixture(scope='session')
 def env(tmp_path_factory):

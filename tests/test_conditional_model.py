@@ -4,6 +4,7 @@ import json
 import numpy as np
 import pytest, torch
 from torch import nn
+from conftest import stopped_at
 import mnistgen
 from mnistgen.lab.data import Pixels, load_images
 from mnistgen.lab.options import Sampling, refusal
@@ -73,13 +74,7 @@ def test_stages_show_the_digits_in_turn(trained):
 
 def test_it_resumes_to_the_same_weights(trained, tmp_path):
     "The labels that are left out are decided by epoch and item, so a run in two parts leaves out the same ones."
-    from mnistgen.lab.training import Trainer
-    step = Trainer.train_step
-    def stop(self, batch):
-        if self.step == 70: raise KeyboardInterrupt                   # in the second of four epochs of forty steps
-        return step(self, batch)
-    with pytest.MonkeyPatch.context() as m:
-        m.setattr(Trainer, 'train_step', stop)
+    with stopped_at(70):                                             # in the second of four epochs of forty steps
         assert main(f'{LINE} --out {tmp_path}/run'.split()) == 130
     assert main(f'{LINE} --resume --out {tmp_path}/run'.split()) == 0
     (a, _), (b, _) = load_checkpoint(trained), load_checkpoint(tmp_path/'run'/'toy.safetensors')

@@ -3,14 +3,14 @@ import json, subprocess, sys
 
 import numpy as np
 import pytest, torch
+from conftest import stopped_at
 import mnistgen
 from mnistgen.cfg import ConcatUNet, CrossUNet, Guided
-from mnistgen.ddpm import DDPM, Noise
+from mnistgen.ddpm import Noise
 from mnistgen.lab.data import make_rng
 from mnistgen.lab.engine import freeze
 from mnistgen.lab.options import Sampling, Way, options_of, refusal
 from mnistgen.lab.store import load_checkpoint
-from mnistgen.lab.training import Trainer
 from mnistgen.zoo.cli import main
 from mnistgen.zoo.evaluation import get_judge
 
@@ -120,12 +120,7 @@ def trained(tmp_path_factory):
     return folder
 
 def test_conditional_training_resumes_to_the_same_bits(trained, tmp_path):
-    step = Trainer.train_step
-    def stop(self, batch):
-        if self.step == 17: raise KeyboardInterrupt                   # in the second of three epochs of ten steps
-        return step(self, batch)
-    with pytest.MonkeyPatch.context() as m:
-        m.setattr(Trainer, 'train_step', stop)
+    with stopped_at(17):                                             # in the second of three epochs of ten steps
         assert main(f'{LINE} --out {tmp_path}/run'.split()) == 130
     assert main(f'{LINE} --resume --out {tmp_path}/run'.split()) == 0
     (a, _), (b, _) = [load_checkpoint(f/'state.safetensors') for f in (trained, tmp_path/'run')]

@@ -61,10 +61,10 @@ def headline_of(model):
     from mnistgen.zoo.models import MODELS
     return Way(MODELS[model].sampling, n=10_000)
 
-def digits(g, n, way, first):
+def digits(g, n, seed, first):
     "What a conditional model is asked for; None for others."
     from mnistgen.zoo.evaluation import digits_at_random
-    return digits_at_random(n, way.seed, first) if g.labels else None
+    return digits_at_random(n, seed, first) if g.labels else None
 
 def samples(g, weights, way):
     "The samples of a way as bytes (n, 28, 28): those on the disk, and the others drawn and put there."
@@ -80,7 +80,7 @@ def samples(g, weights, way):
         path = folder/f'{first:06d}.npy'
         if not path.exists():
             n = min(CHUNK, end - first)
-            images = g.sample(n, digits(g, n, way, first), way.seed, first=first, **s.json())
+            images = g.sample(n, digits(g, n, way.seed, first), way.seed, first=first, **s.json())
             def write(tmp):
                 with open(tmp, 'wb') as f: np.save(f, to_uint8(images).numpy())
             write_atomically(path, write)
@@ -93,7 +93,7 @@ def measure(g, weights, way, about):
     times = [time.time()]
     images = samples(g, weights, way)
     times.append(time.time())
-    scores = evaluate(images, digits(g, way.n, way, way.first))
+    scores = evaluate(images, digits(g, way.n, way.seed, way.first))
     times.append(time.time())
     drawn, judged = times[1] - times[0], times[2] - times[1]
     fd, real = scores['train']['FD'], scores['floor']['train']['FD']

@@ -280,11 +280,10 @@ def digits_at_random(
 # %% ../../nbs/zoo/evaluation.ipynb #d1f0a006
 def diversity(
     assessed, # an Assessment of samples
-    labels, # (n,) int64, the digits that were asked for
-    real=None # an Assessment of real digits; None: 10,000 training images
+    labels # (n,) int64, the digits that were asked for
 ) -> float:
-    "Variance within a digit, as a share of that of real digits; the mean over digits."
-    real = real or get_judge().real['train']
+    "Variance within a digit, as a share of that of 10,000 training images; mean over digits."
+    real = get_judge().real['train']
     within = lambda features: features.var(0).sum().item()
     shares = []
     for d in range(10):
