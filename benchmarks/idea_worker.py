@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mnistgen.ddpm import COUPLINGS, DDPM, TIMES
+from mnistgen.ddpm import DDPM, TIMES
 from mnistgen.lab.data import (Batches, Folded, Pixels, denormalize, draw, load_images, normalize,
                                to_uint8)
 from mnistgen.lab.options import Sampling
@@ -94,25 +94,12 @@ def spread_evenly(n, rng, device):
     "A number in (0, 1) from each n-th of it (Kingma et al., 2021)."
     return (torch.arange(n, device=device) + draw(torch.rand, (n,), rng, device))/n
 
-def even_uniform_times(n, T, rng, device):
-    return (spread_evenly(n, rng, device)*T).long().clamp(max=T - 1)
-
-def even_logit_normal_times(n, T, rng, device):
-    normal = torch.special.ndtri(spread_evenly(n, rng, device).clamp(1e-6, 1 - 1e-6))
-    return (normal.sigmoid()*T).long().clamp(max=T - 1)
+def even_logit_normal_times(n, rng, device):
+    return torch.special.ndtri(spread_evenly(n, rng, device).clamp(1e-6, 1 - 1e-6)).sigmoid()
 
 EVEN = {'uniform': 'uniform, spread evenly', 'logit-normal': 'logit-normal, spread evenly'}
-TIMES[EVEN['uniform']] = even_uniform_times
+TIMES[EVEN['uniform']] = spread_evenly
 TIMES[EVEN['logit-normal']] = even_logit_normal_times
-
-def transport(x0, ε, label):
-    "Each image gets the noise of its batch that is nearest to it, all in all."
-    from scipy.optimize import linear_sum_assignment
-    if not torch.is_grad_enabled(): return ε            # evaluated like every other idea
-    near = x0.flatten(1) @ ε.flatten(1).T
-    return ε[torch.from_numpy(linear_sum_assignment(-near.float().cpu().numpy())[1])]
-
-COUPLINGS['transport'] = transport
 
 def process_of(setting):
     "The process of a setting. Two ideas that the log calls trainers are choices of the process."

@@ -99,7 +99,8 @@ class Guided(nn.Module):
         momentum:number(-1, 1)=0., # of the push: what is added of the one before
         bound:number(positive=True)=None, # largest length of the whole push in x̂0
         renoise:choice('guided', 'unguided')='guided', # whose noise goes on; unguided is CFG++
-        zero_star:switch()=False # scale the unconditional answer to fit first (Fan et al., 2025)
+        zero_star:switch()=False, # scale the unconditional answer to fit first (Fan et al., 2025)
+        zero_init:number(0, 1)=0. # share of the time, at first, that a flow stays where it is
     ):
         super().__init__()
         self.net, self.process = net, process
@@ -108,6 +109,7 @@ class Guided(nn.Module):
         self.rescale, self.parallel = rescale, parallel
         self.momentum, self.bound = momentum, bound
         self.renoise, self.zero_star = renoise, zero_star
+        self.zero_init = zero_init
         self.in_x0 = bool(rescale or momentum or bound or parallel < 1)
         self.unguided, self.before = None, None
         labels = getattr(net, 'labels', {})
@@ -116,6 +118,8 @@ class Guided(nn.Module):
             check_label(labels, torch.full(shape, negative), 1)
         if self.in_x0 and process is None:
             raise ValueError('rescale, parallel, momentum and bound work on x̂0: give the process')
+        if zero_init and getattr(process, 'predict', None) != 'velocity':
+            raise ValueError('zero_init is for networks that predict a velocity')
 
 # %% ../nbs/05_cfg.ipynb #c0f60002
 @patch
@@ -149,15 +153,12 @@ def _is_plain(self:Guided) -> bool:
 
 # %% ../nbs/05_cfg.ipynb #c0f60004
 @patch
-def forward(self:Guided,
-    x, # noisy images (B, C, H, W)
-    t, # times (B,) as the network sees them, in [0, 1000)
-    label=None # (B,) or (B, K) int64, -1 is nothing said; None: the network's answer as it is
+def combine(self:Guided,
+    x, t, label # as for forward
 ): # of the shape of x
     "The guided answer. A branch that would count for nothing is not computed."
-    w, self.unguided = self.scale_at(t), None
+    w = self.scale_at(t)
     one_is_enough = self.renoise == 'guided' and not self.momentum
-    if label is None and self.guide is None: return self.net(x, t)
     if one_is_enough and (w == 1).all(): return self.net(x, t, label)
     if one_is_enough and (w == 0).all() and self._is_plain():
         return self.net(x, t, torch.full_like(label, -1))
@@ -168,6 +169,21 @@ def forward(self:Guided,
     t = self.process.time_of(t)
     x0_c, x0_u = [self.process.read(out, x, t)[0] for out in (c, u)]
     return self.process.answer(x, x0_c + self.push(x0_c, x0_u, w, t), t)
+
+# %% ../nbs/05_cfg.ipynb #c0f60009
+@patch
+def forward(self:Guided,
+    x, # noisy images (B, C, H, W)
+    t, # times (B,) as the network sees them, in [0, 1000)
+    label=None # (B,) or (B, K) int64, -1 is nothing said; None: the network's answer as it is
+): # of the shape of x
+    "The guided answer, or none yet: `zero_init`, the first share of the time."
+    self.unguided = None
+    if label is None and self.guide is None: return self.net(x, t)
+    waits = t > 1000*(1 - self.zero_init)
+    if self.zero_init and waits.all(): return torch.zeros_like(x)
+    answer = self.combine(x, t, label)
+    return torch.where(waits[:, None, None, None], 0., answer) if self.zero_init else answer
 
 # %% ../nbs/05_cfg.ipynb #c0f60006
 def _dot(a, b):

@@ -24,7 +24,7 @@ def sample_ddim(
     noise=None, # noise(x) -> standard normal noise of the shape of x; needed if eta > 0
     *,
     eta:number(0, 1, symbol='η')=0., # share of DDPM's fresh noise: 0 is deterministic, 1 as DDPM
-    spacing:SPACING='leading', # times: leading ends at 0, trailing begins at T-1, a number p: iᵖ
+    spacing:SPACING='leading', # leading ends at 0, trailing begins at T-1, p: as iᵖ; or log-snr
     temperature:number(0)=1. # what fresh noise is multiplied by: 1 is theory, less varies less
 ): # yields (t, x, x̂0): the time just left, the image after the step, the predicted clean image
     """Denoising diffusion implicit models (Song et al., 2020; Eqs. 8-9), step by step.

@@ -8,14 +8,14 @@ __all__ = ['SCHEDULES', 'TIMES', 'COUPLINGS', 'TARGETS', 'WEIGHTINGS', 'SPACING'
 
 # %% ../nbs/01_ddpm.ipynb #555a2524
 import copy, math
-from functools import partial
 
+import numpy as np
 import torch
 from fastcore.basics import patch
 
 from .lab.data import draw, make_rng
-from .lab.options import (check_choice, check_integer, choice, common_options, number,
-                                  sampler)
+from .lab.options import (check_choice, check_integer, check_number, choice,
+                                  common_options, number, sampler)
 
 # %% ../nbs/01_ddpm.ipynb #dccec803
 def cosine_betas(
@@ -41,22 +41,22 @@ SCHEDULES = {'cosine': cosine_betas, 'linear': linear_betas}
 
 # %% ../nbs/01_ddpm.ipynb #680bf7ff
 def uniform_times(
-    n, T, # how many times, of a process with T of them
+    n, # how many
     rng, device # torch.Generator or None; where the result lives
-): # (n,) int64 in [0, T)
+): # (n,) float in [0, 1)
     "Each time with the same probability."
-    return draw(partial(torch.randint, T), (n,), rng, device)
+    return draw(torch.rand, (n,), rng, device)
 
 # %% ../nbs/01_ddpm.ipynb #59e5a405
 def logit_normal_times(
-    n, T, # how many times, of a process with T of them
+    n, # how many
     rng, device # torch.Generator or None; where the result lives
-): # (n,) int64 in [0, T)
+): # (n,) float in [0, 1)
     "The sigmoid of a normal number: the middle more often than the ends (Esser et al., 2024)."
-    return (draw(torch.randn, (n,), rng, device).sigmoid()*T).long().clamp(max=T - 1)
+    return draw(torch.randn, (n,), rng, device).sigmoid()
 
 # %% ../nbs/01_ddpm.ipynb #26433459
-# the distribution of the times in training
+# the distribution of the times in training, as shares of the longest time
 TIMES = {'uniform': uniform_times, 'logit-normal': logit_normal_times}
 
 # %% ../nbs/01_ddpm.ipynb #1ba31c06
@@ -84,10 +84,12 @@ WEIGHTINGS = {
 class Process:
     """Noisy images x_t = a·x0 + b·ε, and a network that is asked for p·x0 + q·ε.
 
-    A process of your own gives `levels(t)` -> a, b; `clock(t)`, the time as the network sees it, in
-    [0, 1000), and `time_of(clock)`, its inverse; `path(steps, spacing)` -> [(t, s)], the times of
-    sampling; and `random_times`.
-    ValueError for a name that is not on its list."""
+    A process of your own gives `last`, its longest time; `levels(t)` -> a, b; `clock(t)`, the time
+    as the network sees it, in [0, 1000), and `time_of(clock)`, its inverse; `path(steps, spacing)`
+    -> [(t, s)], the times of sampling; `time_at(τ)`, the time at which b/(a + b) is τ; and
+    `random_times`. ValueError for a name that is not on its list."""
+    last = math.inf
+
     def __init__(self,
         predict, # what the network is asked for: a name in TARGETS
         weighting=None, # how much the times count: a name in WEIGHTINGS; None: as they come
@@ -103,8 +105,17 @@ class Process:
         self.times, self.coupling = times, coupling
         self.limits = limits or {}
 
-    def check_time(self, t, n):
-        "The time of n images, or one for each; ValueError if the process has no such time."
+    def check_time(self,
+        t, # a time, or a tensor of them
+        n # how many images there are
+    ): # t; an integer where it is a whole number
+        "A time from 0 to the last one, or (n,) of them; ValueError if it is neither."
+        if not isinstance(t, torch.Tensor):
+            t = check_number('t', t, 0, self.last)
+            return int(t) if t.is_integer() else t
+        if t.shape != (n,): raise ValueError(f't must be of shape ({n},), not {tuple(t.shape)}')
+        if t.device.type == 'cpu' and n and not 0 <= t.min() <= t.max() <= self.last:
+            raise ValueError(f'times from {t.min()} to {t.max()}: choose 0 to {self.last}')
         return t
 
 # %% ../nbs/01_ddpm.ipynb #5fb89f8e
@@ -124,6 +135,7 @@ class DDPM(Process):
     ):
         super().__init__(predict, weighting, times, coupling, limits=dict(clip=1.) if clip else {})
         self.T = check_integer('T', T, 1)
+        self.last = self.T - 1
         betas = check_choice('schedule', schedule, SCHEDULES)(T)
         if zero_snr and predict == 'eps':
             raise ValueError('zero_snr leaves nothing of the image at the last time, where the '
@@ -134,36 +146,56 @@ class DDPM(Process):
         a = ᾱ.sqrt()
         if zero_snr: a[:-1] = (a[:-1] - a[-2])*a[0]/(a[0] - a[-2])
         self.ᾱ = a**2
-        self.table = torch.stack([a, (1 - self.ᾱ).sqrt()])
-        self.floats = self.table.T.tolist()
-        self.table = self.table.float()                             # on the device that asks for it
+        b = (1 - self.ᾱ).sqrt()
+        self.floats = torch.stack([a, b]).T.tolist()
+        self.table = torch.stack([a, b]).float()                    # on the device that asks for it
+        self.τ = (b/(a + b)).roll(1).numpy()                        # of the times -1, 0, …, T-1
 
 # %% ../nbs/01_ddpm.ipynb #8ba04c95
 @patch
 def levels(self:DDPM,
-    t # a time, -1 (the clean image) to T-1; or one for each of B images, (B,) int64
+    t # a time, -1 (the clean image) to T-1; or one for each of B images, (B,)
 ) -> tuple: # a, b: floats, or (B, 1, 1, 1) float32
     "How much of the image and how much noise there is in x_t: √ᾱ and √(1-ᾱ)."
     if isinstance(t, torch.Tensor):
+        if t.is_floating_point(): return self._between(t)
         if self.table.device != t.device: self.table = self.table.to(t.device)
         return self.table[:, t, None, None, None].unbind()
     if not -1 <= t < self.T:
         raise ValueError(f'time {t}: times fall from {self.T - 1} to -1, the clean image')
-    return tuple(self.floats[t])
+    return tuple(self.floats[t]) if isinstance(t, int) else self._between(t)
 
 # %% ../nbs/01_ddpm.ipynb #0e925772
 @patch
-def check_time(self:DDPM,
-    t, # a time, or a tensor of them
-    n # how many images there are
-): # t, as an integer or as it came
-    "An integer in [0, T), or (n,) of them as int64; ValueError if it is neither."
-    if not isinstance(t, torch.Tensor): return check_integer('t', t, 0, self.T - 1)
-    if t.dtype != torch.int64 or t.shape != (n,):
-        raise ValueError(f't must be int64 of shape ({n},), not {t.dtype} {tuple(t.shape)}')
-    if t.device.type == 'cpu' and n and not 0 <= t.min() <= t.max() < self.T:
-        raise ValueError(f'times from {t.min()} to {t.max()}: choose 0 to {self.T - 1}')
-    return t
+def straight(self:Process,
+    t # a time, or (B,) of them
+): # τ in [0, 1], a float or (B,)
+    "The share of the noise at a time, τ = b/(a + b)."
+    a, b = self.levels(t)
+    τ = b/(a + b)
+    return τ.flatten() if isinstance(τ, torch.Tensor) else τ
+
+# %% ../nbs/01_ddpm.ipynb #0e925773
+@patch
+def time_at(self:DDPM,
+    τ # in [0, 1], a float or (B,)
+): # a time from 0 to T-1, or (B,) of them; an integer or float32
+    "The time at which the share of the noise is τ: `straight`, inverted, but not before time 0."
+    numbers = τ.cpu().double() if isinstance(τ, torch.Tensor) else τ
+    t = np.interp(numbers, self.τ, np.arange(-1., self.T)).clip(0)
+    if isinstance(τ, torch.Tensor): return torch.from_numpy(t).float().to(τ.device)
+    return round(t) if abs(t - round(t)) < 1e-6 else float(t)        # one of the table, if it is
+
+# %% ../nbs/01_ddpm.ipynb #0e925774
+@patch
+def _between(self:DDPM, t):
+    "The levels between the times of the table, where τ is interpolated."
+    numbers = t.cpu().double() if isinstance(t, torch.Tensor) else t
+    τ = np.interp(numbers, np.arange(-1., self.T), self.τ)
+    length = np.hypot(τ, 1 - τ)                                      # a² + b² = 1
+    a, b = (1 - τ)/length, τ/length
+    if not isinstance(t, torch.Tensor): return float(a), float(b)
+    return tuple(torch.from_numpy(c).float().to(t.device)[:, None, None, None] for c in (a, b))
 
 # %% ../nbs/01_ddpm.ipynb #9dd7c889
 @patch
@@ -189,7 +221,7 @@ def random_times(self:DDPM,
     device='cpu' # where they live
 ): # (n,) int64 in [0, T)
     "Times to train at, of the distribution `times`."
-    return TIMES[self.times](n, self.T, rng, device)
+    return (TIMES[self.times](n, rng, device)*self.T).long().clamp(max=self.last)
 
 # %% ../nbs/01_ddpm.ipynb #a4f59cbd
 @patch
@@ -327,7 +359,8 @@ def denoise(self:Process,
     x0_hat, eps_hat = self.read(self.ask(net, x, each, label), x, t)
     if any(self.limits.values()):
         x0_hat, (a, b) = limit_x0(x0_hat, **self.limits), self.levels(t)
-        eps_hat = (x - a*x0_hat)/b                                  # x = a·x̂0 + b·ε̂ stays true
+        noisy = torch.as_tensor(b, device=x.device) > 0             # else x is x0, and says nothing
+        eps_hat = torch.where(noisy, (x - a*x0_hat)/b, eps_hat)     # x = a·x̂0 + b·ε̂ stays true
     unguided = getattr(net, 'unguided', None)
     if unguided is not None: eps_hat = self.read(unguided, x, t)[1]
     return x0_hat, eps_hat
@@ -347,21 +380,30 @@ def posterior(self:Process,
     return a_s*β/b_t**2, r*b_s**2/b_t**2, β*b_s**2/b_t**2
 
 # %% ../nbs/01_ddpm.ipynb #4579cc17
-SPACING = choice('leading', 'trailing') | number(positive=True)
+SPACING = choice('leading', 'trailing', 'log-snr') | number(positive=True)
+
+# %% ../nbs/01_ddpm.ipynb #4579cc18
+@patch
+def _even_snr(self:Process, n):
+    "n times, from image to noise, at which log(a/b) is evenly spaced from 5 to -3.5."
+    first = self.straight(self.time_at(1/(1 + math.exp(5))))         # a process may begin later
+    λ = np.linspace(-3.5, math.log(1/first - 1), n)[::-1]
+    return [self.time_at(τ) for τ in (1/(1 + np.exp(λ))).tolist()]
 
 # %% ../nbs/01_ddpm.ipynb #ede0f522
 @patch
 def path(self:DDPM,
     steps=None, # number of steps, 1 to T; None: all
-    spacing='leading' # 'leading' ends at t = 0, 'trailing' begins at T-1; a number p: times as iᵖ
+    spacing='leading' # 'leading' ends at 0, 'trailing' begins at T-1; a number p: iᵖ; or 'log-snr'
 ) -> list: # [(t, s)]: from time t to the earlier s; the last s is -1, the clean image
-    """A subsequence of the times, from noise to image: evenly spaced, or as a power.
+    """Times from noise to image: evenly spaced, or as a power, or by their signal-to-noise ratio.
 
     ValueError for another number of steps or another spacing."""
     T, n = self.T, check_integer('steps', self.T if steps is None else steps, 1, self.T)
     spacing = SPACING.check('spacing', spacing)
     if spacing == 'leading': times = [i*T//n for i in range(n)]
     elif spacing == 'trailing': times = [(i + 1)*T//n - 1 for i in range(n)]
+    elif spacing == 'log-snr': times = self._even_snr(n)
     else:
         times = []
         for i in range(n):

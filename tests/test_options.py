@@ -74,19 +74,21 @@ def test_every_option_is_a_flag_with_its_help(command, capsys):
 @pytest.mark.parametrize('name', SAMPLERS)
 def test_every_sampler_draws_with_its_defaults_and_says_so(name):
     g = mnistgen.load('ddpm', 'cpu')
-    plan = g.plan(2, sampler=name, steps=2)
+    f = SAMPLERS[name]
+    way = dict(sampler=name, steps=None if f.adaptive else 2)
+    plan = g.plan(2, **way)
     kept = plan.sampling.json()
-    assert Sampling(**json.loads(json.dumps(kept))) == plan.sampling and str(plan.sampling).startswith(f'{name.upper()}-2')
-    images = g.sample(2, sampler=name, steps=2)
+    assert Sampling(**json.loads(json.dumps(kept))) == plan.sampling and str(plan.sampling).startswith(f.caption + '-2'*(not f.adaptive))
+    images = g.sample(2, **way)
     assert images.shape == (2, 1, 28, 28) and images.isfinite().all() and 0 <= images.min() <= images.max() <= 1
     options = {k: o.default for k, o in options_of(SAMPLERS[name]).items() if o.default is not None}
-    assert g.sample(2, sampler=name, steps=2, **g.sampling.options | options if name == g.sampling.sampler else options).isfinite().all()
+    assert g.sample(2, **way, **g.sampling.options | options if name == g.sampling.sampler else options).isfinite().all()
 
 def test_no_generic_layer_names_a_sampler():
     "Only a chapter, and the list of models, say 'ddim'."
     for module in ('zoo/generator', 'zoo/train', 'zoo/cli', 'zoo/evaluation', 'lab/options', 'lab/plotting', 'lab/training'):
         text = (root/f'mnistgen/{module}.py').read_text(encoding='utf-8')
-        assert not re.search(r"['\"](ddpm|ddim)['\"]", text), module
+        assert not re.search(r"['\"](ddpm|ddim|euler|midpoint|heun|rk4|dpm\+\+|adaptive)['\"]", text), module
 
 def test_stored_rows_are_ways_of_sampling():
     "Every row of every results file reads back as a Sampling, and what is left is how many and which."
@@ -94,7 +96,7 @@ def test_stored_rows_are_ways_of_sampling():
     for file in sorted((root/'results').glob('*-evaluation.json')):
         for row in json.loads(file.read_text(encoding='utf-8')).get('rows', []):
             way = {k: v for k, v in row['way'].items() if k not in ('n', 'seed', 'start')}
-            assert Sampling(**way).json() == way and str(Sampling(**way)).startswith(way['sampler'].upper())
+            assert Sampling(**way).json() == way and str(Sampling(**way)).startswith(SAMPLERS[way['sampler']].caption)
             seen += 1
     assert seen > 50
     for model in MODELS.values():

@@ -123,16 +123,16 @@ def test_times_are_spread_evenly():
     from idea_worker import EVEN
     from mnistgen.ddpm import TIMES
     from mnistgen.lab.data import make_rng
-    uniform, logit_normal = [TIMES[EVEN[k]](50, 1000, make_rng('test'), 'cpu') for k in EVEN]
-    assert (uniform//20).equal(torch.arange(50))
-    share = torch.special.ndtr(torch.logit((logit_normal + .5)/1000))
+    uniform, logit_normal = [TIMES[EVEN[k]](50, make_rng('test'), 'cpu') for k in EVEN]
+    assert (50*uniform).long().equal(torch.arange(50))
+    share = torch.special.ndtr(torch.logit(logit_normal))
     assert (share*50 - torch.arange(50) - .5).abs().max() < .75
 
 def test_transport_pairs_with_the_nearest_noise():
     "The noise is the same in another order, nearer to its images; evaluation leaves it alone."
     import torch
     from mnistgen.lab.data import make_rng
-    from idea_worker import transport
+    from mnistgen.rectified_flow import transport
     x0, ε = torch.randn(2, 16, 1, 4, 4, generator=make_rng('test'))
     paired = transport(x0, ε, None)
     assert sorted(paired.flatten(1).tolist()) == sorted(ε.flatten(1).tolist())

@@ -53,7 +53,8 @@ PLANS = {'ddpm': [
     Way(ddim(100, 1.), n=10_000),
     *(Way(ddim(S, eta)) for eta in (0., 1.) for S in (20, 50, 100)),
     Way(DDPM),
-], 'cfg-concat': [], 'cfg-xattn': [], 'cfg-fast': []}                # python benchmarks/guidance.py
+], 'cfg-concat': [], 'cfg-xattn': [], 'cfg-fast': [],                # python benchmarks/guidance.py
+    'rf': [], 'rf-latent': [], 'rf-fast': []}                        # python benchmarks/flows.py
 AVERAGING = Way(ddim(50, 1.))
 
 def headline_of(model):

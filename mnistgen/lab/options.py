@@ -245,12 +245,15 @@ SAMPLERS = {}                                 # {name: generator function}
 COMMON = []                                   # what declares options that go with every sampler
 
 def sampler(
-    name # by which it is asked for
+    name, # by which it is asked for
+    caption=None, # how captions write it; None: the name in capitals
+    adaptive=False # does it choose its steps by itself?
 ):
     "Put the function below on the list of samplers. Its options are read at each call."
     def register(f):
-        SAMPLERS[name] = reads_options(f)
-        return SAMPLERS[name]
+        SAMPLERS[name] = f = reads_options(f)
+        f.caption, f.adaptive = caption or name.upper(), adaptive
+        return f
     return register
 
 # %% ../../nbs/lab/options.ipynb #4076ef3b
@@ -314,9 +317,10 @@ class Sampling:
 
     def __str__(self):
         "The words under a figure: 'DDIM-100, η = 1'."
-        known = sampler_options()
-        if self.sampler in SAMPLERS: known |= sampler_options(self.sampler)
-        name = self.sampler.upper() + (f'-{self.steps}' if self.steps else '')
+        known, name = sampler_options(), self.sampler.upper()
+        if self.sampler in SAMPLERS:
+            known, name = known | sampler_options(self.sampler), SAMPLERS[self.sampler].caption
+        if self.steps: name += f'-{self.steps}'
         option = lambda k: known.get(k) or Option(k, Reader(), None, '')
         return ', '.join([name, *(option(k).show(v) for k, v in self.options.items())])
 
@@ -353,6 +357,9 @@ def choose_sampling(
     "What is asked for, completed by what is usual. Another sampler brings its own defaults."
     if sampler is None: sampler = usual.sampler
     f = check_choice('sampler', sampler, SAMPLERS)
+    if f.adaptive and steps is not None:
+        raise ValueError(f"steps {steps}: the sampler '{sampler}' chooses its own steps, "
+                         'leave them out')
     asked = check_options(sampler, {k: v for k, v in options.items() if v is not None})
     if sampler == usual.sampler:
         steps = usual.steps if steps is None else steps

@@ -16,6 +16,7 @@ from ..lab.device import keep_memory, pick_device
 from ..lab.engine import freeze
 from ..lab.options import (Plan, SAMPLERS, Sampling, check_integer, choose_sampling,
                                   in_words, options_of)
+from ..rectified_flow import Counted
 
 # %% ../../nbs/zoo/generator.ipynb #c53eb073
 def _structure(net):
@@ -118,7 +119,8 @@ def plan(self:Generator,
         raise ValueError(f'{asked}: guides towards labels, and none are given')
     # what is not guided is not said to be
     chosen = {k: v for k, v in way.options.items() if labels is not None or k not in guidance}
-    return Plan(n, seed, labels, Sampling(way.sampler, len(self.process.path(way.steps)), **chosen))
+    steps = None if SAMPLERS[way.sampler].adaptive else len(self.process.path(way.steps))
+    return Plan(n, seed, labels, Sampling(way.sampler, steps, **chosen))
 
 # %% ../../nbs/zoo/generator.ipynb #63a74314
 @patch
@@ -170,13 +172,24 @@ def sample(self:Generator,
     if self.device.type == 'cpu' and not self.plain: keep_memory()
     net, starts = self.network(), range(0, plan.n, batch_size)
     out = []
-    bar = tqdm(total=len(starts)*plan.sampling.steps, disable=not progress, unit='step',
+    steps = plan.sampling.steps               # None: nobody knows
+    bar = tqdm(total=steps and len(starts)*steps, disable=not progress, unit='step',
                desc=f'{plan.n} images, {plan.sampling}')
     with bar:
         for i in starts:
             for _, x, _ in self._run(net, plan, first + i, slice(i, i + batch_size)): bar.update()
             out.append((self.space.decode(x) if decoded else x).cpu())
     return torch.cat(out)
+
+# %% ../../nbs/zoo/generator.ipynb #ea23fa68
+@patch
+def evaluations(self:Generator,
+    n=1, labels=None, seed=0, sampler=None, steps=None, first=0, **options # as for sample
+) -> float: # guidance counts as the two that it is; a mean, where samples differ
+    "Network evaluations (NFE) that each of n samples costs, counted while they are drawn."
+    plan, net = self.plan(n, labels, seed, sampler, steps, **options), Counted(self.network())
+    for _ in self._run(net, plan, first): pass
+    return net.evaluations(plan.n)
 
 # %% ../../nbs/zoo/generator.ipynb #7f6b213d
 @patch

@@ -19,6 +19,7 @@ from ..lab.plotting import Table
 from ..lab.store import PACKAGE, WEIGHTS, load_checkpoint, read_header
 from ..lab.training import Recipe
 from ..ldm import MLP, Latents
+from ..rectified_flow import RectifiedFlow
 from ..unet import UNet
 from ..vae import ELBO, VAE, Autoencoder
 from .generator import Generator, epochs_of
@@ -129,6 +130,27 @@ add_model('cfg-fast', '05_cfg', net=LabelMLP, space=Latents, autoencoder='vae',
         report=Recipe(epochs=120, batch_size=512, lr=2e-3,
                       process=dict(predict='eps', clip=False), **FAST),
         quick=Recipe(epochs=120, batch_size=512, lr=2e-3, process=dict(V, clip=False), **FAST)))
+
+# %% ../../nbs/zoo/models.ipynb #cf51c164
+add_model('rf', '06_rectified_flow', process=RectifiedFlow,
+    network=dict(channels=(32, 64, 96, 96), pad_to=32),
+    sampling=Sampling('euler', 50),
+    recipes=dict(
+        report=Recipe(epochs=100, batch_size=512),
+        quick=Recipe(epochs=25, batch_size=128, process=dict(times='logit-normal'), **MUON)))
+
+add_model('rf-latent', '06_rectified_flow', process=RectifiedFlow, space=Latents,
+    autoencoder='vae', network=dict(LATENT, in_channels=2, out_channels=2),
+    sampling=Sampling('euler', 50),
+    recipes=dict(
+        report=Recipe(epochs=100, batch_size=512, clip_grad=1.),
+        quick=Recipe(epochs=40, batch_size=256, process=dict(times='logit-normal'), **MUON)))
+
+add_model('rf-fast', '06_rectified_flow', process=RectifiedFlow, net=LabelMLP, space=Latents,
+    autoencoder='vae', network=dict(width=512, blocks=4),
+    sampling=Sampling('midpoint', 5, w=1.),
+    recipes=dict(quick=Recipe(epochs=120, batch_size=512, lr=2e-3,
+                              process=dict(times='logit-normal'), **FAST)))
 
 # %% ../../nbs/zoo/models.ipynb #8fd9eb19
 def find_model(name) -> Model:
