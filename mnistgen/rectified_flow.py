@@ -107,7 +107,8 @@ class ProbabilityFlow:
         net, process, # net(x, t, label), and the Process that it was trained for
         label=None # (B,) or (B, K) int64; None: nothing is said
     ):
-        self.net, self.process, self.label = net, process, label
+        self.net, self.process = net, process
+        self.label = label
 
     def __call__(self,
         z, # (B, C, H, W)
@@ -231,7 +232,7 @@ FOURTH = (5179/57600, 0, 7571/16695, 393/640, -92097/339200, 187/2100, 1/40)
 
 # %% ../nbs/06_rectified_flow.ipynb #d0600057
 def _try_step(flow, z, τ, h, v):
-    "A step of Dormand & Prince for each sample: z, how far the two methods differ, v and x̂0 there."
+    "A step of Dormand & Prince for each sample: z, how far the methods differ, v and x̂0 there."
     velocities, wide = [v], h[:, None, None, None]
     for row in DORMAND_PRINCE[1:]:
         place = _along(z, wide, row, velocities)
@@ -264,7 +265,8 @@ def sample_adaptive(net, process, x, # as for sample_euler
         error = (apart/allowed).flatten(1).square().mean(1).sqrt()
         good = error <= 1
         done = going[good]
-        z[done], v[done], x0_hat[done] = new[good], v_new[good], x0_new[good]
+        z[done], v[done] = new[good], v_new[good]
+        x0_hat[done] = x0_new[good]
         τ[done] += step[good]
         τ[τ < end + 1e-6] = end                                      # rounding
         h[going] = step*(.9*error.clamp(min=1e-9)**-.2).clamp(.2, 5)
@@ -303,7 +305,7 @@ def transport(
     out = ε.clone()
     for kind in classes.unique(dim=0):
         idx = (classes == kind).all(1).nonzero().flatten()
-        near = x0[idx].flatten(1) @ ε[idx].flatten(1).mT             # all else of |x0 - ε|² is given
+        near = x0[idx].flatten(1) @ ε[idx].flatten(1).mT            # all else of |x0 - ε|² is given
         order = linear_sum_assignment(-near.float().cpu().numpy())[1]
         out[idx] = ε[idx[torch.from_numpy(order).to(idx.device)]]
     return out

@@ -76,7 +76,7 @@ def device_info(
     "What a result was made on."
     threads = torch.get_num_threads()
     if device.type == 'cuda': name = torch.cuda.get_device_name(device)
-    else: name = f'{_processor()}, {threads} threads'
+    else: name = f"{_processor()}, {threads} thread{'s'*(threads != 1)}"
     return dict(type=device.type, name=name, threads=threads)
 
 # %% ../../nbs/lab/device.ipynb #398f652d

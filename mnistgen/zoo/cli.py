@@ -14,7 +14,7 @@ from fastcore.script import Param, store_true
 
 from ..lab.data import check_labels
 from ..lab.kernels import why_plain
-from ..lab.options import check_integer, sampler_options, samplers_with
+from ..lab.options import check_integer, in_words, sampler_options, samplers_with
 from ..lab.store import check_writable, read_header
 from .models import MODELS, WEIGHTS, autoencoder_of, find_model, load, models
 from .train import train_model
@@ -265,7 +265,7 @@ def _add_sampling(parser):
     group = parser.add_argument_group('options of sampling')
     for name, o in sampler_options().items():
         owners = samplers_with(name)
-        of = f"; of {' and '.join(owners)}" if owners else ''
+        of = f"; of {in_words(owners, 'and')}" if owners else ''
         group.add_argument('--' + name.replace('_', '-'), help=f'{o.help} ({o.reader}{of})')
 
 # %% ../../nbs/zoo/cli.ipynb #a1aec487

@@ -1,0 +1,203 @@
+"""Solvers and flows, measured: `python benchmarks/flows.py PART [--model ldm-fast] [--weights F]`.
+
+Parts, each a file of results, results/NAME-PART.json with NAME as --name has it (else the model's):
+
+- curve: the distance of 2,000 samples from the training images by network evaluations, for every
+  solver; at some of them on three sets of samples (--lean: fewer of both, for networks on pixels)
+- unipc: diffusers' UniPC beside DPM-Solver++(2M) and the midpoint method, on the same network
+- choices: times and couplings of training, on the network of `rf-fast`, with equal budgets and two
+  seeds (trained here, 8 minutes each); the loss by time, and samples by Euler and midpoint
+- blur: samples of flows and of diffusion models by distance, sharpness and confidence
+- time: ten samples, beside diffusers' network and scheduler
+
+What is there already of these weights is not measured again."""
+import argparse, sys, time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+top = Path(__file__).resolve().parent.parent
+RESULTS, KEPT = top/'results', top/'runs'/'flows'
+sys.path[:0] = [str(top), str(top/'benchmarks')]
+import mnistgen
+from autoencoders import about
+from guidance import Rows, judged, labels_of
+from mnistgen.ddpm import DDPM
+from mnistgen.lab.data import draw, load_images, make_rng, to_uint8
+from mnistgen.lab.options import Sampling, Way
+from mnistgen.lab.store import Results
+from mnistgen.ldm import edge_widths
+from mnistgen.rectified_flow import RectifiedFlow
+from mnistgen.zoo.generator import Generator
+from mnistgen.zoo.models import MODELS
+from mnistgen.zoo.train import train_model
+
+NFES = (1, 2, 4, 8, 10, 16, 20, 50, 100, 200)
+LEAN = (4, 8, 10, 20, 50)
+AGAIN = (8, 10, 50)                           # on three sets of samples
+EACH = {'midpoint': 2, 'heun': 2, 'rk4': 4}   # evaluations of a step, where it is more than one
+
+def sampling(solver, nfe):
+    "A solver with so many evaluations; None if it cannot have them."
+    each = EACH.get(solver, 1)
+    if nfe % each: return None
+    return Sampling(solver, nfe//each, **({'eta': 1.} if solver == 'ddim' else {}))
+
+# ---- a row
+
+def asked(g, way):
+    "The arguments of `sample` for a way: how, and which digits; guidance is off."
+    options = way.sampling.json() | ({'w': 1.} if g.labels else {})
+    return dict(n=way.n, labels=labels_of(g, way), seed=way.seed, first=way.first, **options)
+
+def row(g, way, batch_size=500):
+    "Draw samples in a way, count what they cost, and judge them."
+    nfe = g.evaluations(**asked(g, replace(way, n=50)))
+    start = time.time()
+    images = g.sample(batch_size=batch_size, **asked(g, way))
+    drawn, scores = time.time() - start, judged(images, labels_of(g, way))
+    width = edge_widths(to_uint8(images)).mean().item()
+    print(f"{way}: NFE {nfe:g}, FD {scores['train']['FD']:.2f}, edges {width:.2f}, {drawn:.0f} s",
+          flush=True)
+    return dict(way=way.json(), nfe=nfe, seconds=drawn, edge_width=width, **scores)
+
+# ---- the parts
+
+SOLVERS = ('euler', 'midpoint', 'heun', 'rk4', 'dpm++', 'ddim')
+TOLERANCES = (.3, .1, .03, .01)
+
+def curve(g, name, lean):
+    rows = Rows(g, f'{name}-curve')
+    for nfe in LEAN if lean else NFES:
+        for solver in ('euler', 'midpoint', 'dpm++') if lean else SOLVERS:
+            way = sampling(solver, nfe)
+            if way is None: continue
+            rows.add(solver, Way(way), row)
+            if lean or nfe not in AGAIN: continue
+            for first in (2000, 4000): rows.add(solver, Way(way, first=first), row)
+    for tol in () if lean else TOLERANCES:
+        rows.add('adaptive', Way(Sampling('adaptive', rtol=tol, atol=tol)), row)
+
+class UniPC(Generator):
+    "The same network, sampled by diffusers' UniPC (Zhao et al., 2023)."
+    def _run(self, net, plan, first=0, index=slice(None)):
+        from diffusers import UniPCMultistepScheduler
+        from mnistgen.ddpm import Noise
+        s = UniPCMultistepScheduler(beta_schedule='squaredcos_cap_v2', timestep_spacing='trailing',
+                                    prediction_type='v_prediction', solver_order=2)
+        s.set_timesteps(plan.sampling.steps)
+        n = len(range(plan.n)[index])
+        x = Noise(plan.seed, n, first)(torch.empty(n, *self.space.shape))
+        for t in s.timesteps:
+            with torch.no_grad(): v = net(x, t.expand(n))
+            x = s.step(v, t, x).prev_sample
+            yield t, x, x
+
+def unipc(g, name, lean):
+    "UniPC registers no sampler here, so its rows carry the name of another and say so."
+    rows = Rows(g, f'{name}-unipc')
+    other = UniPC(g.net, g.process, g.space, g.sampling, g.header, 'cpu')
+    for nfe in (4, 6, 8, 10, 16, 20):
+        for solver in ('dpm++', 'midpoint'): rows.add(solver, Way(sampling(solver, nfe)), row)
+        rows.add('UniPC', Way(Sampling('euler', nfe)), lambda _, way: row(other, way))
+
+CHOICES = {'uniform': {}, 'logit-normal': dict(times='logit-normal'),
+           'transport': dict(coupling='transport'),
+           'logit-normal, transport': dict(times='logit-normal', coupling='transport')}
+
+def trained(what, process, seed, epochs=30):
+    "`rf-fast` trained so; from a file if it has been trained before."
+    name = f"rf-fast-{what.replace(', ', '-')}-{seed}"
+    model, out = MODELS['rf-fast'], KEPT/name
+    recipe = replace(model.recipes['quick'], epochs=epochs, stages=None, process=process)
+    MODELS[name] = replace(model, name=name, recipes=dict(quick=recipe))
+    if not (out/f'{name}.safetensors').exists(): train_model(name, seed=seed, out=out)
+    return mnistgen.load(out/f'{name}.safetensors', 'cpu')
+
+def loss_by_time(g, n=10_000, bins=10):
+    "Mean squared error of the velocity for test images, in each tenth of the times."
+    images, rng = load_images(split='test'), make_rng('loss by time')
+    x0, label = g.space.encode_data(images), images.labels
+    t, ε = (torch.arange(n) + .5)/n, draw(torch.randn, x0.shape, rng)
+    t = t[torch.randperm(n, generator=rng)]
+    with torch.no_grad():
+        out = g.process.ask(g.network(), g.process.add_noise(x0, t, ε), t, label)
+    errors = (out - g.process.target(x0, ε, t)).square().flatten(1).mean(1)
+    return [errors[(t*bins).long() == i].mean().item() for i in range(bins)]
+
+def choices(g, name, lean):
+    "All in one file, of no weights that are kept."
+    results, found = Results(None, RESULTS), []
+    ways = [Sampling('euler', 50, w=1.), Sampling('euler', 8, w=1.), Sampling('midpoint', 4, w=1.)]
+    for seed in (0, 1):
+        for what, process in CHOICES.items():
+            g = trained(what, process, seed)
+            record = dict(name=what, seed=seed, epochs=g.header['epochs'],
+                          eval_loss=g.header['eval_loss'], loss_by_time=loss_by_time(g))
+            found.append(record | dict(rows=[row(g, Way(s)) for s in ways]))
+            results.save('rf-choices', **about(), runs=found)
+
+def blur(g, name, lean):
+    rows = Rows(g, f'{name}-blur')
+    flow = isinstance(g.process, RectifiedFlow)
+    ways = [sampling('euler', 50), sampling('midpoint', 50), sampling('midpoint', 20)]
+    if not flow: ways = [Sampling('ddim', 50, eta=1.), sampling('euler', 50), Sampling('ddpm', 1000)]
+    for way in ways: rows.add('samples', Way(way), row)
+
+def diffusers_flow(channels, size, n=10):
+    "Ten samples with diffusers' UNet2DModel and FlowMatchEulerDiscreteScheduler, Euler-50."
+    from diffusers import FlowMatchEulerDiscreteScheduler, UNet2DModel
+    levels = len(channels)
+    net = UNet2DModel(
+        sample_size=size, in_channels=1 if size == 32 else 2, out_channels=1 if size == 32 else 2,
+        block_out_channels=channels, layers_per_block=1, norm_num_groups=32,
+        down_block_types=('DownBlock2D',)*(levels - 1) + ('AttnDownBlock2D',),
+        up_block_types=('AttnUpBlock2D',) + ('UpBlock2D',)*(levels - 1)).eval()
+    s = FlowMatchEulerDiscreteScheduler()
+    @torch.no_grad()
+    def sample():
+        s.set_timesteps(sigmas=[1 - i/50 for i in range(50)])
+        x = torch.randn(n, net.config.in_channels, size, size)
+        for t in s.timesteps: x = s.step(net(x, t).sample, t, x).prev_sample
+        return x
+    return sample
+
+def untrained(name, space):
+    "A generator with the weights that the network of a model begins with."
+    torch.manual_seed(0)
+    model = MODELS[name]
+    return Generator(model.net(**model.network), RectifiedFlow(), space, Sampling('euler', 50),
+                     device='cpu')
+
+def timing(g, name, lean, rounds=5):
+    "Ten samples by Euler-50, side by side in one run; weights do not matter for that."
+    jobs = {}
+    for model, space, channels, size in (('rf', MODELS['rf'].space(), (32, 64, 96, 96), 32),
+                                         ('rf-latent', g.space, (64, 128), 8)):
+        ours = untrained(model, space)
+        jobs[model] = lambda m=ours: m.sample(10, decoded=False)
+        jobs[f'{model}, diffusers'] = diffusers_flow(channels, size)
+    times = {k: [] for k in jobs}
+    for i in range(rounds + 1):               # the first round warms up
+        for k, job in jobs.items():
+            start = time.perf_counter()
+            job()
+            if i: times[k].append(time.perf_counter() - start)
+    median = {k: sorted(t)[rounds//2] for k, t in times.items()}
+    for k, t in median.items(): print(f'{k}: {t:.3f} s')
+    Results(None, RESULTS).save('rf-time', rounds=rounds, n=10, steps=50, seconds=median, **about())
+
+PARTS = dict(curve=curve, unipc=unipc, choices=choices, blur=blur, time=timing)
+
+if __name__ == '__main__':
+    p = argparse.ArgumentParser(description=__doc__,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('parts', nargs='+', choices=PARTS)
+    p.add_argument('--model', default='ldm-fast')
+    p.add_argument('--weights', help='a .safetensors file of that model')
+    p.add_argument('--name', help='by which results are stored')
+    p.add_argument('--lean', action='store_true', help='fewer solvers and fewer evaluations')
+    a = p.parse_args()
+    g = mnistgen.load(a.weights or a.model, 'cpu')
+    for part in a.parts: PARTS[part](g, a.name or a.model, a.lean)
