@@ -233,6 +233,8 @@ def add_noise(self:Process,
     """Jump from clean images to the times t (Eq. 2).
 
     ValueError for noise of another shape, and for a time that the process does not have."""
+    if x0.ndim != 4 or not x0.is_floating_point():
+        raise ValueError(f'images must be floats (B, C, H, W), not {x0.dtype} {tuple(x0.shape)}')
     if ε.shape != x0.shape:
         raise ValueError(f'noise of shape {tuple(ε.shape)} for images of {tuple(x0.shape)}')
     a, b = self.levels(self.check_time(t, len(x0)))
@@ -429,7 +431,9 @@ class Noise:
     ): # the next noise, like x
         if len(x) != len(self.streams):
             raise ValueError(f'noise for {len(self.streams)} samples was asked for {len(x)}')
-        return torch.stack([torch.randn(x.shape[1:], generator=g) for g in self.streams]).to(x)
+        like = dict(dtype=torch.float32, device='cpu')               # whatever torch's defaults are
+        return torch.stack([torch.randn(x.shape[1:], generator=g, **like)
+                            for g in self.streams]).to(x)
 
 # %% ../nbs/01_ddpm.ipynb #bcc224fd
 @sampler('ddpm')

@@ -15,7 +15,7 @@ from torch import nn
 
 from .ddpm import Noise
 from .lab.data import Pixels, crop, draw, in_batches, normalize, reflect_pad
-from .lab.device import keep_memory, pick_device
+from .lab.device import keep_memory, own_defaults, pick_device
 from .lab.engine import freeze
 from .lab.options import Plan, check_integer, check_number
 from .unet import Attention, Downsample, ResBlock, Upsample
@@ -219,6 +219,9 @@ def _to_input(images):
     if images.ndim != 4 or images.shape[1:] != (1, 28, 28):
         raise ValueError('images must be uint8 (n, 28, 28) or floats (n, 1, 28, 28) in [0, 1], '
                          f'not {tuple(images.shape)}')
+    low, high = images.min().item(), images.max().item()
+    if not (-1e-4 <= low and high <= 1 + 1e-4):                      # nor NaN
+        raise ValueError(f'images from {low:.3g} to {high:.3g}: floats must be in [0, 1]')
     return lambda x: 2*x - 1
 
 # %% ../nbs/03_vae.ipynb #9bdea440
@@ -283,6 +286,7 @@ def plan(self:Autoencoder,
 
 # %% ../nbs/03_vae.ipynb #50527e25
 @patch
+@own_defaults()
 def sample(self:Autoencoder,
     n=16, # number of images
     labels=None, # what other models take: None

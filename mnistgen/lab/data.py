@@ -8,7 +8,7 @@ __all__ = ['PACKAGE', 'BUNDLED', 'MD5', 'TORCHVISION', 'read_idx', 'Images', 'lo
            'ShardedRNG', 'draw', 'in_batches', 'Batches']
 
 # %% ../../nbs/lab/data.ipynb #5c964745
-import gzip, hashlib, os, struct, zlib
+import gzip, hashlib, math, os, struct, zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -37,7 +37,7 @@ def read_idx(
     start = 4 + 4*ndim
     if size < start: raise ValueError(f'{path}: truncated in its header ({size} bytes)')
     shape = struct.unpack(f'>{ndim}I', raw[4:start])
-    want, got = int(np.prod(shape)), size - start
+    want, got = math.prod(shape), size - start
     if want != got:
         raise ValueError(f'{path}: its header promises {want} bytes of data, it holds {got}')
     return torch.from_numpy(np.frombuffer(raw, np.uint8, offset=start).copy()).view(shape)
@@ -124,7 +124,8 @@ def load_images(
     "Load a data set into memory. The bundled MNIST is checked against its published checksums."
     check_choice('data set', name, ['mnist', *TORCHVISION])
     check_choice('split', split, ['train', 'test'])
-    root = root or os.environ.get('MNISTGEN_DATA')
+    root = root or os.environ.get('MNISTGEN_DATA') or None
+    if root: root = Path(root).expanduser()
     if name in TORCHVISION:
         return _through_torchvision(name, split, root or Path.home()/'.cache'/'mnistgen')
     folder, stem = Path(root or BUNDLED), 'train' if split == 'train' else 't10k'

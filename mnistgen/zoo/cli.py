@@ -13,6 +13,7 @@ from fastcore.docments import docments
 from fastcore.script import Param, store_true
 
 from ..lab.data import check_labels
+from ..lab.device import own_defaults
 from ..lab.kernels import why_plain
 from ..lab.options import check_integer, in_words, sampler_options, samplers_with
 from ..lab.store import check_writable, read_header
@@ -301,12 +302,21 @@ def _run(argv):
         raise ValueError(f"unknown command '{argv[0]}': choose {', '.join(COMMANDS)}")
     COMMANDS[argv[0]](**vars(_parser(argv[0]).parse_args(argv[1:])))
 
+# %% ../../nbs/zoo/cli.ipynb #e081922d
+def _print_anything():
+    "Where a console or a file cannot have a character, such as η, print a ? rather than fail."
+    for stream in (sys.stdout, sys.stderr):
+        strict = getattr(stream, 'errors', None) == 'strict'
+        if strict and hasattr(stream, 'reconfigure'): stream.reconfigure(errors='replace')
+
 # %% ../../nbs/zoo/cli.ipynb #e081922e
+@own_defaults()
 def main(
     argv=None # arguments; None: those of the process
 ): # exits with 0 (done), 2 (bad arguments), 1 (training failed) or 130 (interrupted)
     "The `mnistgen` command."
     argv = sys.argv[1:] if argv is None else argv
+    _print_anything()
     def say(message):
         if _speaks(): print(f'mnistgen: {message}', file=sys.stderr)
     try: _run(argv)

@@ -20,6 +20,7 @@ from torch import nn
 
 from ..lab.data import (BUNDLED, check_labels, draw, in_batches, load_images, make_rng,
                                normalize, to_uint8)
+from ..lab.device import own_defaults
 from ..lab.plotting import PALETTE, Table, style
 from ..lab.store import WEIGHTS, checksum, load_checkpoint, read_header
 from ..unet import Downsample, ResBlock
@@ -111,7 +112,7 @@ def check_images(
         if not images.isfinite().all():
             raise ValueError('images with NaN or infinite pixels: expected numbers in [0, 1]')
         low, high = images.min(), images.max()
-        if low < 0 or high > 1:
+        if low < -1e-4 or high > 1 + 1e-4:                          # rounding is no fault
             raise ValueError(f'images with pixels from {low:.3g} to {high:.3g}: '
                              'floats must be in [0, 1] (or give bytes, uint8)')
         images = to_uint8(images)
@@ -371,6 +372,7 @@ def _read_stored(self:Judge):
 
 # %% ../../nbs/zoo/evaluation.ipynb #5caf54c1
 @patch
+@own_defaults()
 @torch.inference_mode()
 def assess(self:Judge,
     images, # as check_images takes them
@@ -405,6 +407,7 @@ def _real(self:Judge, split):
 
 # %% ../../nbs/zoo/evaluation.ipynb #63c455f2
 @patch
+@own_defaults()
 def compare(self:Judge,
     assessed, # an Assessment
     split # 'train' or 'test'
@@ -420,6 +423,7 @@ def compare(self:Judge,
 
 # %% ../../nbs/zoo/evaluation.ipynb #e03c325c
 @patch
+@own_defaults()
 def alone(self:Judge,
     assessed, # an Assessment
     labels=None # (n,), the digits that were asked for
@@ -438,6 +442,7 @@ def alone(self:Judge,
 
 # %% ../../nbs/zoo/evaluation.ipynb #f1f32f2c
 @patch
+@own_defaults()
 def floor(self:Judge, n) -> dict:
     "What n real digits (at most 10,000; for novelty 5,000) score where samples should be."
     if n not in self.floors:
@@ -496,6 +501,7 @@ def brief(
 
 # %% ../../nbs/zoo/evaluation.ipynb #e7f6e919
 @functools.cache
+@own_defaults()
 def get_judge() -> Judge:
     "One judge for the whole process: it remembers what it saw in real images."
     return Judge()

@@ -12,7 +12,7 @@ from fastcore.basics import patch
 from ..cfg import Guided
 from ..ddpm import Noise, limit_x0
 from ..lab.data import check_labels
-from ..lab.device import keep_memory, pick_device
+from ..lab.device import keep_memory, own_defaults, pick_device
 from ..lab.engine import freeze
 from ..lab.options import (Plan, SAMPLERS, Sampling, check_integer, choose_sampling,
                                   in_words, options_of)
@@ -90,6 +90,7 @@ def net(self:Generator):
 
 # %% ../../nbs/zoo/generator.ipynb #4d757914
 @patch
+@own_defaults()
 def network(self:Generator): # net(x, t, label)
     "What answers while sampling: a frozen copy of the network, where that is faster."
     if self.plain: return self._net
@@ -102,6 +103,7 @@ def network(self:Generator): # net(x, t, label)
 
 # %% ../../nbs/zoo/generator.ipynb #2fd09b33
 @patch
+@own_defaults()
 def plan(self:Generator,
     n=16, labels=None, seed=0, sampler=None, steps=None, **options # as for sample
 ) -> Plan:
@@ -136,6 +138,15 @@ def _run(self:Generator, net, plan, first=0, index=slice(None)):
     sample = SAMPLERS[way.sampler]
     yield from sample(net, process, x, way.steps, label, noise, **part(sample))
 
+# %% ../../nbs/zoo/generator.ipynb #15025ce7
+def _step_by_step(steps):
+    "The same steps, each taken with torch's own defaults."
+    ended = object()
+    while True:
+        with own_defaults(): step = next(steps, ended)
+        if step is ended: return
+        yield step
+
 # %% ../../nbs/zoo/generator.ipynb #15025ce8
 @patch
 def stream(self:Generator,
@@ -148,11 +159,12 @@ def stream(self:Generator,
     plan = self.plan(n, labels, seed, sampler, steps, **options)
     if self.device.type == 'cpu' and not self.plain: keep_memory()
     way = self._run(self.network(), plan, first)
-    if not decoded: return way
-    return ((t, self.space.decode(x), self.space.decode(x0_hat)) for t, x, x0_hat in way)
+    if decoded: way = ((t, *map(self.space.decode, pictures)) for t, *pictures in way)
+    return _step_by_step(way)
 
 # %% ../../nbs/zoo/generator.ipynb #ea23fa67
 @patch
+@own_defaults()
 def sample(self:Generator,
     n=16, # number of images
     labels=None, # what to draw, for conditional models: None, a digit, or digits to take in turn
@@ -183,6 +195,7 @@ def sample(self:Generator,
 
 # %% ../../nbs/zoo/generator.ipynb #ea23fa68
 @patch
+@own_defaults()
 def evaluations(self:Generator,
     n=1, labels=None, seed=0, sampler=None, steps=None, first=0, **options # as for sample
 ) -> float: # guidance counts as the two that it is; a mean, where samples differ

@@ -13,13 +13,12 @@ from pathlib import Path
 import torch
 
 from ..lab.data import Batches, load_images
-from ..lab.device import pick_device
+from ..lab.device import own_defaults, pick_device
 from ..lab.options import check_choice, check_integer
-from ..lab.store import load_checkpoint
 from ..lab.training import Recipe, Task, Trainer
 from ..ldm import Latents
 from .generator import epochs_of
-from .models import autoencoder_of, find_model, load, weights_of
+from .models import autoencoder_of, find_model, load, read_weights, weights_of
 
 # %% ../../nbs/zoo/train.ipynb #b2f051e2
 def recipe_for(
@@ -52,7 +51,7 @@ def start_from(
 ) -> dict: # what they are, for the record
     "Begin with trained weights. ValueError, in one line, if they do not fit."
     path = weights_of(weights)
-    tensors, h = load_checkpoint(path)
+    tensors, h = read_weights(path)
     refused = f'{path}: cannot be trained further here, '
     if differ := _differences(h.get('network') or {}, net.config):
         raise ValueError(f'{refused}its network has {differ}')
@@ -94,6 +93,7 @@ def _check_takes(net, space, name):
         raise ValueError(f"the network of '{name}' does not take these latents: {e}") from None
 
 # %% ../../nbs/zoo/train.ipynb #3f1848c6
+@own_defaults()
 def train_model(
     name, # of a model
     budget='quick', # 'quick' or 'report'

@@ -1,0 +1,111 @@
+"What breaks in other people's hands: consoles that lack characters, torch's defaults changed by others, the wrong one of two files, shapes and ranges."
+import gzip, struct, subprocess, sys
+
+import numpy as np
+import pytest, torch
+from conftest import root
+import mnistgen
+from mnistgen.ddpm import DDPM
+from mnistgen.lab.data import load_images, read_idx
+from mnistgen.lab.options import refusal
+from mnistgen.zoo.cli import main
+from mnistgen.zoo.evaluation import evaluate, get_judge
+from mnistgen.zoo.train import train_model
+
+# ---- printing
+
+@pytest.mark.parametrize('encoding', ['ascii', 'cp1252'])
+def test_a_console_without_greek_gets_all_the_same(encoding, env, tmp_path):
+    "Help, tables and results are printed, with a ? for what the console lacks; the exit status is that of the work."
+    np.save(tmp_path/'digits.npy', load_images(split='test').pixels[:50].numpy())
+    def command(*line):
+        p = subprocess.run([sys.executable, '-m', 'mnistgen.zoo.cli', *line], cwd=tmp_path, env=env | dict(PYTHONIOENCODING=encoding, PYTHONPATH=str(root)), capture_output=True)
+        return p.returncode, p.stdout.decode(encoding), p.stderr.decode(encoding)
+    words = {'ascii': {'list': 'ddpm-fast', 'sample --help': '--eta', 'sample ldm-fast --n 2 --steps 2 --out a.png': 'a.png: 2 images'}, 'cp1252': {'evaluate digits.npy': 'Fréchet'}}
+    for line, word in words[encoding].items():
+        code, out, err = command(*line.split())
+        assert code == 0 and word in out and 'codec' not in err, (line, err)
+    code, out, err = command('sample', 'ldm-fast', '--eta', 'π', '--out', 'b.png')
+    assert code == 2 and err.startswith('mnistgen: eta ') and 'choose a number from 0 to 1' in err and err.count('\n') == 1
+
+# ---- torch's defaults
+
+@pytest.fixture(params=['float64', 'another device', 'both'])
+def foreign(request):
+    "Defaults that another part of a program has set; meta stands for a GPU, where mixing devices fails as well."
+    if request.param != 'another device': torch.set_default_dtype(torch.float64)
+    if request.param != 'float64': torch.set_default_device('meta')
+    yield
+    torch.set_default_device(None)
+    torch.set_default_dtype(torch.float32)
+
+WAYS = {'ddpm': dict(steps=2), 'ldm-fast': dict(steps=3), 'cfg-fast': dict(steps=3, labels=[3, 7], w=2., interval=(100, 900)), 'vae': {}}
+
+@pytest.fixture(scope='module')
+def usual():
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return {name: mnistgen.load(name, 'cpu').sample(2, **kw) for name, kw in WAYS.items()} | {'solver': mnistgen.load('ldm-fast', 'cpu').sample(2, sampler='adaptive')}
+
+def test_the_same_digits_under_foreign_defaults(usual, foreign):
+    for name, kw in WAYS.items():
+        g = mnistgen.load(name, 'cpu')
+        images = g.sample(2, **kw)
+        assert images.dtype == torch.float32 and images.device.type == 'cpu' and images.equal(usual[name]), name
+        if name != 'vae': assert [im for _, im, _ in g.stream(2, **kw)][-1].equal(images), name
+    assert mnistgen.load('ldm-fast', 'cpu').sample(2, sampler='adaptive').equal(usual['solver'])
+    assert torch.empty(1).dtype == torch.get_default_dtype()
+
+def test_training_and_judging_under_foreign_defaults(tmp_path, foreign):
+    scores = evaluate(load_images(split='test').pixels[:60])
+    record = train_model('cfg-fast', epochs=1, batch_size=64, limit=128, out=tmp_path/'a', device='cpu')
+    torch.set_default_device(None)
+    torch.set_default_dtype(torch.float32)
+    same = train_model('cfg-fast', epochs=1, batch_size=64, limit=128, out=tmp_path/'b', device='cpu')
+    assert record['history'][0]['eval_loss'] == same['history'][0]['eval_loss']
+    assert scores['train'] == evaluate(load_images(split='test').pixels[:60])['train']
+
+def test_the_random_state_stays_where_it_was(tmp_path):
+    before = torch.random.get_rng_state()
+    g = mnistgen.load('ldm-fast', 'cpu')
+    g.sample(2, steps=2)
+    for _ in g.stream(2, steps=2): pass
+    main(f'train cfg-fast --epochs 1 --batch-size 64 --limit 64 --device cpu --out {tmp_path}/run'.split())
+    assert torch.random.get_rng_state().equal(before)
+
+# ---- the wrong one of two files
+
+@pytest.fixture(scope='module')
+def run_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('wrong')/'run'
+    train_model('cfg-fast', epochs=1, batch_size=64, limit=64, out=folder, device='cpu')
+    return folder
+
+@pytest.mark.parametrize('what', ['sample {0}/state.safetensors --out {1}/a.npy', 'sample {0} --out {1}/a.npy', 'evaluate {0} --n 4', 'train cfg-fast --start {0}/state.safetensors --out {1}/b',
+                                  'train cfg-fast --start {0} --out {1}/b'])
+def test_the_file_that_was_meant_is_named(what, run_folder, tmp_path, capsys):
+    assert main(what.format(run_folder, tmp_path).split()) == 2
+    said = capsys.readouterr().err
+    assert said.count('\n') == 1 and str(run_folder/'cfg-fast.safetensors') in said and not list(tmp_path.iterdir())
+
+def test_a_folder_without_weights(tmp_path, capsys):
+    assert main(f'sample {tmp_path} --out a.npy'.split()) == 2
+    assert 'a folder, there are no weights in it' in capsys.readouterr().err
+
+# ---- shapes and ranges
+
+def test_images_of_the_wrong_kind_are_refused():
+    x, t = torch.rand(4, 1, 28, 28), torch.zeros(4, dtype=torch.int64)
+    for bad in (x[:, 0], x[..., 0], (255*x).byte()): assert 'images must be floats (B, C, H, W)' in refusal(DDPM().loss, lambda x, t, label: x, (bad, None))
+    vae = mnistgen.load('vae', 'cpu')
+    for bad in (2*x - 1, 255*x, x*float('nan')): assert 'floats must be in [0, 1]' in refusal(vae.encode, bad)
+    assert vae.encode(x*1.00001).shape == (4, 2, 4, 4)
+    assert get_judge().assess(x*1.00001).digits.shape == (4,)
+
+def test_headers_and_paths(tmp_path, monkeypatch):
+    (tmp_path/'big').write_bytes(gzip.compress(b'\0\0\x08\x03' + struct.pack('>3I', 2**31, 2**31, 4)))
+    assert 'promises 18446744073709551616 bytes' in refusal(read_idx, tmp_path/'big')
+    monkeypatch.setenv('MNISTGEN_DATA', '')
+    assert len(load_images(split='test')) == 10_000
+    monkeypatch.setenv('HOME', str(tmp_path))
+    assert str(tmp_path/'digits') in refusal(load_images, root='~/digits')
