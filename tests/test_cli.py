@@ -36,7 +36,7 @@ def test_sample_writes_what_it_says_and_again_the_same(mnistgen, tmp_path):
 
 wrong = {'': 'usage', 'bake ddpm': 'choose list, sample, train', 'sample': 'required', 'sample gan --out x.png': 'choose ddpm', 'sample ddpm': '.png or .npy', 'sample ddpm --out x.gif': '.png or .npy',
          'sample ddpm --n 0 --out x.png': 'n 0', 'sample ddpm --n -4 --out x.png': 'n -4', 'sample ddpm --n many --out x.png': 'invalid int', 'sample ddpm --seed -1 --out x.png': 'seed -1',
-         'sample ddpm --sampler euler --out x.png': 'choose ddpm or ddim', 'sample ddpm --steps 0 --out x.png': 'from 1 to 1000', 'sample ddpm --steps 1001 --out x.png': 'from 1 to 1000',
+         'sample ddpm --sampler eulr --out x.png': "unknown sampler 'eulr': choose ddpm", 'sample ddpm --steps 0 --out x.png': 'from 1 to 1000', 'sample ddpm --steps 1001 --out x.png': 'from 1 to 1000',
          'sample ddpm --eta 1.5 --out x.png': 'from 0 to 1', 'sample ddpm --eta -0.5 --out x.png': 'from 0 to 1', 'sample ddpm --sampler ddpm --eta 1 --out x.png': 'eta belongs to',
          'sample ddpm --spacing even --out x.png': 'leading, trailing, log-snr or a positive number', 'sample ddpm --spacing nan --out x.png': 'positive number', 'sample ddpm --spacing -1 --out x.png': 'positive number', 'sample ddpm --sampler ddpm --spacing 0.5 --out x.png': 'spacing belongs to',
          'sample ddpm --temperature -1 --out x.png': 'at least 0', 'sample ddpm --temperature nan --out x.png': 'at least 0', 'sample ddpm --sampler ddpm --temperature 1 --out x.png': 'temperature belongs to',

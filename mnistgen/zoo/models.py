@@ -221,8 +221,8 @@ def read_weights(
     "Weights of a network. ValueError for the state of a training, which names the file to give."
     tensors, header = load_checkpoint(path)
     if any(k.startswith('average.') for k in tensors):
-        raise ValueError(f"{path}: the state of a training, to be resumed; of its weights, "
-                         f"{_weights_in(Path(path).parent, header.get('model'))}")
+        raise ValueError(f'{path}: not the weights of a model, but the state of its training: '
+                         + _weights_in(Path(path).parent, header.get('model')))
     return tensors, header
 
 # %% ../../nbs/zoo/models.ipynb #2c43787e
