@@ -23,17 +23,20 @@ TARGETS['velocity'] = lambda a, b: (-1., 1.)                         # v = ε - 
 class RectifiedFlow(Process):
     """Straight lines between images and noise (Liu et al., 2023; Eq. 12), in times from 0 to 1.
 
-    ValueError for an unknown name."""
+    ValueError for an unknown name, and where the noise is predicted."""
     last = 1.
 
     def __init__(self,
-        predict='velocity', # what the network predicts: 'velocity', ε - x0; or 'eps', 'x0', 'v'
+        predict='velocity', # what the network predicts: 'velocity', ε - x0; or 'x0', 'v'
         times='uniform', # of training: 'uniform', or 'logit-normal', more of the middle
         weighting=None, # how much the times count: a name in WEIGHTINGS; None: as predicted
         coupling='independent', # which noise goes with which image: a name in COUPLINGS
         clip=False # does sampling clip x̂0 to [-1, 1]?
     ):
         super().__init__(predict, weighting, times, coupling, limits=dict(clip=1.) if clip else {})
+        if predict == 'eps':
+            raise ValueError('at the time 1 there is nothing of the image, and the noise alone '
+                             'says nothing of it: predict velocity, x0 or v')
         self.config = dict(predict=predict, times=times, weighting=weighting, coupling=coupling,
                            clip=clip)
 
@@ -263,6 +266,7 @@ def sample_adaptive(net, process, x, # as for sample_euler
         new, apart, v_new, x0_new = _try_step(flow, z[going], τ[going], step, v[going])
         allowed = atol + rtol*torch.maximum(z[going].abs(), new.abs())
         error = (apart/allowed).flatten(1).square().mean(1).sqrt()
+        if error.isnan().any(): raise FloatingPointError('a sample is not a number any more')
         good = error <= 1
         done = going[good]
         z[done], v[done] = new[good], v_new[good]
@@ -272,7 +276,7 @@ def sample_adaptive(net, process, x, # as for sample_euler
         h[going] = step*(.9*error.clamp(min=1e-9)**-.2).clamp(.2, 5)
         a, b = process.levels(process.time_at(τ))
         arrived = (τ == τ.new_tensor(end))[:, None, None, None]
-        yield process.time_at(before), torch.where(arrived, z - end*v, (a + b)*z), x0_hat
+        yield process.time_at(before), torch.where(arrived, z - end*v, (a + b)*z), x0_hat.clone()
 
 # %% ../nbs/06_rectified_flow.ipynb #d0600061
 class Counted(nn.Module):
