@@ -22,14 +22,12 @@ RESULTS, KEPT = top/'results', top/'runs'/'flows'
 sys.path[:0] = [str(top), str(top/'benchmarks')]
 import mnistgen
 from autoencoders import about
-from guidance import Rows, judged, labels_of
-from mnistgen.ddpm import DDPM
+from guidance import Rows, judged, labels_of, medians, untrained
 from mnistgen.lab.data import draw, load_images, make_rng, to_uint8
-from mnistgen.lab.options import Sampling, Way
+from mnistgen.lab.options import Sampling, Way, sampler
 from mnistgen.lab.store import Results
 from mnistgen.ldm import edge_widths
 from mnistgen.rectified_flow import RectifiedFlow
-from mnistgen.zoo.generator import Generator
 from mnistgen.zoo.models import MODELS
 from mnistgen.zoo.train import train_model
 
@@ -79,28 +77,23 @@ def curve(g, name, lean):
     for tol in () if lean else TOLERANCES:
         rows.add('adaptive', Way(Sampling('adaptive', rtol=tol, atol=tol)), row)
 
-class UniPC(Generator):
-    "The same network, sampled by diffusers' UniPC (Zhao et al., 2023)."
-    def _run(self, net, plan, first=0, index=slice(None)):
-        from diffusers import UniPCMultistepScheduler
-        from mnistgen.ddpm import Noise
-        s = UniPCMultistepScheduler(beta_schedule='squaredcos_cap_v2', timestep_spacing='trailing',
-                                    prediction_type='v_prediction', solver_order=2)
-        s.set_timesteps(plan.sampling.steps)
-        n = len(range(plan.n)[index])
-        x = Noise(plan.seed, n, first)(torch.empty(n, *self.space.shape))
-        for t in s.timesteps:
-            with torch.no_grad(): v = net(x, t.expand(n))
-            x = s.step(v, t, x).prev_sample
-            yield t, x, x
+@sampler('unipc', caption='UniPC')
+@torch.no_grad()
+def sample_unipc(net, process, x, steps=10, label=None, noise=None):
+    "diffusers' UniPC (Zhao et al., 2023), order 2; on the list of samplers only here."
+    from diffusers import UniPCMultistepScheduler
+    s = UniPCMultistepScheduler(beta_schedule='squaredcos_cap_v2', timestep_spacing='trailing',
+                                prediction_type='sample', solver_order=2)
+    s.set_timesteps(steps)
+    for t in s.timesteps:
+        x0_hat, _ = process.denoise(net, x, t.item(), label)
+        x = s.step(x0_hat, t, x).prev_sample
+        yield t, x, x0_hat
 
 def unipc(g, name, lean):
-    "UniPC registers no sampler here, so its rows carry the name of another and say so."
     rows = Rows(g, f'{name}-unipc')
-    other = UniPC(g.net, g.process, g.space, g.sampling, g.header, 'cpu')
     for nfe in (4, 6, 8, 10, 16, 20):
-        for solver in ('dpm++', 'midpoint'): rows.add(solver, Way(sampling(solver, nfe)), row)
-        rows.add('UniPC', Way(Sampling('euler', nfe)), lambda _, way: row(other, way))
+        for solver in ('dpm++', 'midpoint', 'unipc'): rows.add(solver, Way(sampling(solver, nfe)), row)
 
 CHOICES = {'uniform': {}, 'logit-normal': dict(times='logit-normal'),
            'transport': dict(coupling='transport'),
@@ -163,28 +156,15 @@ def diffusers_flow(channels, size, n=10):
         return x
     return sample
 
-def untrained(name, space):
-    "A generator with the weights that the network of a model begins with."
-    torch.manual_seed(0)
-    model = MODELS[name]
-    return Generator(model.net(**model.network), RectifiedFlow(), space, Sampling('euler', 50),
-                     device='cpu')
-
 def timing(g, name, lean, rounds=5):
     "Ten samples by Euler-50, side by side in one run; weights do not matter for that."
     jobs = {}
     for model, space, channels, size in (('rf', MODELS['rf'].space(), (32, 64, 96, 96), 32),
                                          ('rf-latent', g.space, (64, 128), 8)):
-        ours = untrained(model, space)
+        ours = untrained(model, space, RectifiedFlow(), Sampling('euler', 50))
         jobs[model] = lambda m=ours: m.sample(10, decoded=False)
         jobs[f'{model}, diffusers'] = diffusers_flow(channels, size)
-    times = {k: [] for k in jobs}
-    for i in range(rounds + 1):               # the first round warms up
-        for k, job in jobs.items():
-            start = time.perf_counter()
-            job()
-            if i: times[k].append(time.perf_counter() - start)
-    median = {k: sorted(t)[rounds//2] for k, t in times.items()}
+    median = medians(jobs, rounds)
     for k, t in median.items(): print(f'{k}: {t:.3f} s')
     Results(None, RESULTS).save('rf-time', rounds=rounds, n=10, steps=50, seconds=median, **about())
 

@@ -221,23 +221,30 @@ TIMED = {'concatenation': ('cfg-concat', 'ldm', 1.9),
          'cross-attention': ('cfg-xattn', 'ldm', 2.5),
          'MLP, with the time': ('cfg-fast', 'ldm-fast', None)}
 
-def untrained(name, space):
+def untrained(name, space, process, sampling):
     "A generator with the weights that the network of a model begins with."
     torch.manual_seed(0)
     net = MODELS[name].net(**MODELS[name].network)
-    return Generator(net, DDPM(clip=False), space, Sampling('ddim', 100, eta=.05), device='cpu')
+    return Generator(net, process, space, sampling, device='cpu')
+
+def medians(jobs, rounds):
+    "Median seconds of each of the jobs, {name: f}, in rounds that take them in turn."
+    times = {k: [] for k in jobs}
+    for i in range(rounds + 1):               # the first round warms up
+        for k, job in jobs.items():
+            start = time.perf_counter()
+            job()
+            if i: times[k].append(time.perf_counter() - start)
+    return {k: sorted(t)[rounds//2] for k, t in times.items()}
 
 def timing(g, name, rounds=7, n=10):
     names = dict.fromkeys(k for guided, plain, _ in TIMED.values() for k in (plain, guided))
-    jobs = {k: untrained(k, g.space) for k in names}
-    jobs = {k: (m, dict(labels=range(n), w=3.) if m.labels else {}) for k, m in jobs.items()}
-    times = {k: [] for k in jobs}
-    for i in range(rounds + 1):               # the first round warms up
-        for k, (generator, kw) in jobs.items():
-            start = time.perf_counter()
-            generator.sample(n, decoded=False, **kw)
-            if i: times[k].append(time.perf_counter() - start)
-    median = {k: sorted(t)[rounds//2] for k, t in times.items()}
+    usual = DDPM(clip=False), Sampling('ddim', 100, eta=.05)
+    def job(name):
+        m = untrained(name, g.space, *usual)
+        kw = dict(labels=range(n), w=3.) if m.labels else {}
+        return lambda: m.sample(n, decoded=False, **kw)
+    median = medians({k: job(k) for k in names}, rounds)
     rows = [dict(name=k, plain=median[plain], guided=median[guided], report=report)
             for k, (guided, plain, report) in TIMED.items()]
     for r in rows: print(f"{r['name']}: {r['guided']:.3f} s, {r['guided']/r['plain']:.2f} times")

@@ -361,8 +361,7 @@ def denoise(self:Process,
     x0_hat, eps_hat = self.read(self.ask(net, x, each, label), x, t)
     if any(self.limits.values()):
         x0_hat, (a, b) = limit_x0(x0_hat, **self.limits), self.levels(t)
-        noisy = torch.as_tensor(b, device=x.device) > 0             # else x is x0, and says nothing
-        eps_hat = torch.where(noisy, (x - a*x0_hat)/b, eps_hat)     # x = a·x̂0 + b·ε̂ stays true
+        eps_hat = (x - a*x0_hat)/b                                  # x = a·x̂0 + b·ε̂ stays true
     unguided = getattr(net, 'unguided', None)
     if unguided is not None: eps_hat = self.read(unguided, x, t)[1]
     return x0_hat, eps_hat

@@ -110,6 +110,7 @@ class ProbabilityFlow:
         net, process, # net(x, t, label), and the Process that it was trained for
         label=None # (B,) or (B, K) int64; None: nothing is said
     ):
+        _check_one_answer(net)
         self.net, self.process = net, process
         self.label = label
 
@@ -121,6 +122,12 @@ class ProbabilityFlow:
         a, b = self.process.levels(t)
         x0_hat, eps_hat = self.process.denoise(self.net, (a + b)*z, t, self.label)
         return eps_hat - x0_hat, x0_hat
+
+# %% ../nbs/06_rectified_flow.ipynb #d0600080
+def _check_one_answer(net):
+    "ValueError for CFG++, whose image and noise come from two answers: there is no velocity."
+    if getattr(net, 'renoise', 'guided') != 'guided':
+        raise ValueError('renoise unguided: goes with ddim alone, a solver needs one answer')
 
 # %% ../nbs/06_rectified_flow.ipynb #d0600041
 # how to get to each evaluation, and the weights of the step
@@ -207,6 +214,7 @@ def sample_dpmpp(net, process, x, # as for sample_euler
     spacing:SPACING='log-snr' # leading ends at 0, trailing begins at T-1, p: as iᵖ; or log-snr
 ): # yields (t, x, x̂0), as sample_euler
     "DPM-Solver++(2M) (Lu et al., 2022): two steps' predictions, order 2 with one evaluation each."
+    _check_one_answer(net)
     before = None
     for t, s in process.path(steps, spacing):
         (a, b), (a_s, b_s) = process.levels(t), process.levels(s)
@@ -251,12 +259,12 @@ def _try_step(flow, z, τ, h, v):
 def sample_adaptive(net, process, x, # as for sample_euler
     steps=None, # as many as the tolerances ask for
     label=None, noise=None, *,
-    rtol:number(positive=True)=1e-2, # error that a step may make, relative to the size of x
-    atol:number(positive=True)=1e-2 # error that a step may make where x is near 0
+    rtol:number(1e-6)=1e-2, # error that a step may make, relative to the size of x
+    atol:number(1e-6)=1e-2 # error that a step may make where x is near 0
 ): # yields (t (B,), x, x̂0), as sample_euler; a sample that has arrived stays as it is
     "The pair of Dormand & Prince, orders 5 and 4, with a step for each sample."
     (first, _), = process.path(1, 'trailing')
-    end = process.straight(process.time_at(0.))                      # the last τ one can ask for
+    end = max(1e-3, process.straight(process.time_at(0.)))           # from here x̂0 is the image
     τ = torch.full((len(x),), process.straight(first), device=x.device)
     z, h = x/sum(process.levels(first)), -.1*τ
     v, x0_hat = ProbabilityFlow(net, process, label)(z, τ)

@@ -14,7 +14,7 @@ from mnistgen.zoo.cli import main
 
 FIXED = {'euler': (1, 1), 'midpoint': (2, 2), 'heun': (2, 2), 'rk4': (4, 4), 'dpm++': (1, 2), 'ddim': (1, 1)}     # evaluations a step, order
 PROCESSES = {'flow': RectifiedFlow(), 'cosine, v': DDPM(predict='v', clip=False), 'linear, v': DDPM(schedule='linear', predict='v', clip=False),
-             'cosine, x0': DDPM(predict='x0', clip=False)}
+             'cosine, x0': DDPM(predict='x0', clip=False), 'flow, x0': RectifiedFlow(predict='x0'), 'flow, v': RectifiedFlow(predict='v')}
 
 def last(steps):
     for _, x, _ in steps: pass
@@ -37,7 +37,7 @@ def two_modes(process, m=.8, std=.2):
         a, b = process.levels(t)
         variance = a**2*std**2 + b**2
         x0_hat = m*(a*m*x/variance).tanh()*b**2/variance + a*std**2*x/variance
-        return process.target(x0_hat, (x - a*x0_hat)/b.clamp(min=1e-6), t)
+        return process.target(x0_hat, (x - a*x0_hat)/b, t)
     return net
 
 @pytest.fixture(scope='module')
@@ -215,14 +215,25 @@ def test_the_pair_is_that_of_torchdiffeq(x):
     ('--sampler rk4 --eta 1', "eta belongs to the sampler ddim, not to 'rk4'"),
     ('--sampler euler --rtol 0.1', "rtol belongs to the sampler adaptive, not to 'euler'"),
     ('--sampler adaptive --steps 5', 'chooses its own steps'),
-    ('--sampler adaptive --rtol 0', 'rtol 0: choose a positive number'),
-    ('--sampler adaptive --atol nan', 'atol nan: choose a positive number'),
+    ('--sampler adaptive --rtol 0', 'rtol 0: choose a number of at least 1e-06'),
+    ('--sampler adaptive --atol nan', 'atol nan: choose a number of at least 1e-06'),
     ('--sampler dpm++ --spacing even', 'leading, trailing, log-snr or a positive number'),
     ('--sampler unipc', "unknown sampler 'unipc': choose ddpm")])
 def test_what_makes_no_sense_is_refused_in_a_line(flags, words, tmp_path, capsys):
     assert main(f'sample ldm-fast {flags} --out {tmp_path}/a.npy'.split()) == 2
     said = capsys.readouterr().err
     assert words in said and said.count('\n') == 1 and not (tmp_path/'a.npy').exists()
+
+def test_what_has_no_velocity_is_refused(tmp_path, capsys):
+    "CFG++ takes its image from one answer and its noise from another."
+    for sampler in ('midpoint', 'dpm++', 'adaptive'):
+        assert main(f'sample cfg-fast --labels 7 --sampler {sampler} --w 0.5 --renoise unguided --out {tmp_path}/a.npy'.split()) == 2
+        assert 'renoise unguided: goes with ddim alone' in capsys.readouterr().err
+
+def test_the_smallest_tolerance_comes_to_an_end(x):
+    net = Counted(toy)
+    z = last(sample_adaptive(net, RectifiedFlow(), x, rtol=1e-6, atol=1e-6))
+    assert net.evaluations(len(x)) < 2000 and (z - last(SAMPLERS['rk4'](toy, RectifiedFlow(), x, 250))).abs().max() < 1e-4
 
 def test_zero_init_is_for_flows(tmp_path, capsys):
     assert main(f'sample cfg-fast --labels 7 --zero-init 0.1 --out {tmp_path}/a.npy'.split()) == 2
