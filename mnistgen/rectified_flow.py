@@ -247,7 +247,7 @@ def _try_step(flow, z, τ, h, v):
     velocities, wide = [v], h[:, None, None, None]
     for row in DORMAND_PRINCE[1:]:
         place = _along(z, wide, row, velocities)
-        v, x0_hat = flow(place, (τ + sum(row)*h).clamp(min=0))
+        v, x0_hat = flow(place, τ + sum(row)*h)
         velocities.append(v)
     fifth = DORMAND_PRINCE[-1] + (0,)
     apart = _along(torch.zeros_like(z), wide, [a - b for a, b in zip(fifth, FOURTH)], velocities)
