@@ -4,7 +4,6 @@ Parts, each a file of results, results/NAME-PART.json with NAME as --name has it
 
 - curve: the distance of 2,000 samples from the training images by network evaluations, for every
   solver; at some of them on three sets of samples (--lean: fewer of both, for networks on pixels)
-- unipc: diffusers' UniPC beside DPM-Solver++(2M) and the midpoint method, on the same network
 - choices: times and couplings of training, on the network of `rf-fast`, with equal budgets and two
   seeds (trained here, 8 minutes each); the loss by time, and samples by Euler and midpoint
 - blur: samples of flows and of diffusion models by distance, sharpness and confidence
@@ -24,7 +23,7 @@ import mnistgen
 from autoencoders import about
 from guidance import Rows, judged, labels_of, medians, untrained
 from mnistgen.lab.data import draw, load_images, make_rng, to_uint8
-from mnistgen.lab.options import Sampling, Way, sampler
+from mnistgen.lab.options import Sampling, Way
 from mnistgen.lab.store import Results
 from mnistgen.ldm import edge_widths
 from mnistgen.rectified_flow import RectifiedFlow
@@ -62,13 +61,13 @@ def row(g, way, batch_size=500):
 
 # ---- the parts
 
-SOLVERS = ('euler', 'midpoint', 'heun', 'rk4', 'dpm++', 'ddim')
+SOLVERS = ('euler', 'midpoint', 'heun', 'rk4', 'dpm++', 'unipc', 'ddim')
 TOLERANCES = (.3, .1, .03, .01)
 
 def curve(g, name, lean):
     rows = Rows(g, f'{name}-curve')
     for nfe in LEAN if lean else NFES:
-        for solver in ('euler', 'midpoint', 'dpm++') if lean else SOLVERS:
+        for solver in ('euler', 'midpoint', 'unipc') if lean else SOLVERS:
             way = sampling(solver, nfe)
             if way is None: continue
             rows.add(solver, Way(way), row)
@@ -76,24 +75,6 @@ def curve(g, name, lean):
             for first in (2000, 4000): rows.add(solver, Way(way, first=first), row)
     for tol in () if lean else TOLERANCES:
         rows.add('adaptive', Way(Sampling('adaptive', rtol=tol, atol=tol)), row)
-
-@sampler('unipc', caption='UniPC')
-@torch.no_grad()
-def sample_unipc(net, process, x, steps=10, label=None, noise=None):
-    "diffusers' UniPC (Zhao et al., 2023), order 2; on the list of samplers only here."
-    from diffusers import UniPCMultistepScheduler
-    s = UniPCMultistepScheduler(beta_schedule='squaredcos_cap_v2', timestep_spacing='trailing',
-                                prediction_type='sample', solver_order=2)
-    s.set_timesteps(steps)
-    for t in s.timesteps:
-        x0_hat, _ = process.denoise(net, x, t.item(), label)
-        x = s.step(x0_hat, t, x).prev_sample
-        yield t, x, x0_hat
-
-def unipc(g, name, lean):
-    rows = Rows(g, f'{name}-unipc')
-    for nfe in (4, 6, 8, 10, 16, 20):
-        for solver in ('dpm++', 'midpoint', 'unipc'): rows.add(solver, Way(sampling(solver, nfe)), row)
 
 CHOICES = {'uniform': {}, 'logit-normal': dict(times='logit-normal'),
            'transport': dict(coupling='transport'),
@@ -168,7 +149,7 @@ def timing(g, name, lean, rounds=5):
     for k, t in median.items(): print(f'{k}: {t:.3f} s')
     Results(None, RESULTS).save('rf-time', rounds=rounds, n=10, steps=50, seconds=median, **about())
 
-PARTS = dict(curve=curve, unipc=unipc, choices=choices, blur=blur, time=timing)
+PARTS = dict(curve=curve, choices=choices, blur=blur, time=timing)
 
 if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__,

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RectifiedFlow', 'ProbabilityFlow', 'sample_euler', 'sample_midpoint', 'sample_heun', 'sample_rk4', 'sample_dpmpp',
-           'sample_adaptive', 'Counted', 'transport']
+           'sample_unipc', 'sample_adaptive', 'Counted', 'transport']
 
 # %% ../nbs/06_rectified_flow.ipynb #d0600004
 import math
@@ -214,17 +214,25 @@ def sample_dpmpp(net, process, x, # as for sample_euler
     spacing:SPACING='log-snr' # leading ends at 0, trailing begins at T-1, p: as iᵖ; or log-snr
 ): # yields (t, x, x̂0), as sample_euler
     "DPM-Solver++(2M) (Lu et al., 2022): two steps' predictions, order 2 with one evaluation each."
+    yield from _multistep(net, process, x, steps, label, spacing)
+
+# %% ../nbs/06_rectified_flow.ipynb #d0600083
+@torch.no_grad()
+def _multistep(net, process, x, steps, label, spacing, correct=False):
+    "The steps of DPM-Solver++(2M), as a sampler yields them; each corrected at its end, or not."
     _check_one_answer(net)
-    before = None
+    before = step = None
     for t, s in process.path(steps, spacing):
         (a, b), (a_s, b_s) = process.levels(t), process.levels(s)
         λ, λ_s = _half_log_snr(a, b), _half_log_snr(a_s, b_s)
         x0_hat, _ = process.denoise(net, x, t, label)
-        D = x0_hat
+        if correct and step: x = _corrected(*step, x0_hat)
+        D, h, r = x0_hat, λ_s - λ, None
         if before is not None and b_s:
-            r = (λ - λ_before)/(λ_s - λ)
+            r = (λ - λ_before)/h
             D = x0_hat + (x0_hat - before)/(2*r)
-        x = b_s/b*x + (a_s - a*b_s/b)*D
+        step = b_s/b*x, a_s - a*b_s/b, x0_hat, before, h, r
+        x = step[0] + step[1]*D
         before, λ_before = x0_hat, λ
         yield t, x, x0_hat
 
@@ -233,6 +241,31 @@ def _half_log_snr(a, b):
     "λ = log(a/b), infinite at either end."
     if not a: return -math.inf
     return math.log(a/b) if b else math.inf
+
+# %% ../nbs/06_rectified_flow.ipynb #d0600085
+@sampler('unipc', caption='UniPC')
+def sample_unipc(net, process, x, # as for sample_euler
+    steps=20, # one evaluation each
+    label=None, noise=None, *,
+    spacing:SPACING='log-snr' # leading ends at 0, trailing begins at T-1, p: as iᵖ; or log-snr
+): # yields (t, x, x̂0), as sample_euler
+    "UniPC of order 2 (Zhao et al., 2023): DPM-Solver++(2M), each step corrected at its end."
+    yield from _multistep(net, process, x, steps, label, spacing, correct=True)
+
+# %% ../nbs/06_rectified_flow.ipynb #d0600086
+def _corrected(x, scale, x0_hat, before, h, r, x0_end):
+    "The step again, with the prediction at its end: x is its first part, `scale` times D the rest."
+    rise = x0_end - x0_hat
+    if r is None: return x + scale*(x0_hat + rise/2)
+    ρ_before, ρ_end = _corrector_weights(h, r)
+    return x + scale*(x0_hat + ρ_before*(x0_hat - before)/r + ρ_end*rise)
+
+# %% ../nbs/06_rectified_flow.ipynb #d0600087
+def _corrector_weights(h, r):
+    "The ρ of a step of length h in λ, after one of r·h."
+    mean = 1/(1 - math.exp(-h)) - 1/h                                # of u, weighted by e^(hu)
+    square = 1/(1 - math.exp(-h)) - 2*mean/h                         # of u², u from 0 to 1
+    return (mean - square)/(1 + r), mean + (square - mean)/(1 + r)
 
 # %% ../nbs/06_rectified_flow.ipynb #d0600056
 DORMAND_PRINCE = [(), (1/5,), (3/40, 9/40), (44/45, -56/15, 32/9),

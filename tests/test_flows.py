@@ -12,7 +12,7 @@ from mnistgen.lab.store import load_checkpoint
 from mnistgen.rectified_flow import Counted, ProbabilityFlow, RectifiedFlow, sample_adaptive
 from mnistgen.zoo.cli import main
 
-FIXED = {'euler': (1, 1), 'midpoint': (2, 2), 'heun': (2, 2), 'rk4': (4, 4), 'dpm++': (1, 2), 'ddim': (1, 1)}     # evaluations a step, order
+FIXED = {'euler': (1, 1), 'midpoint': (2, 2), 'heun': (2, 2), 'rk4': (4, 4), 'dpm++': (1, 2), 'unipc': (1, 2), 'ddim': (1, 1)}     # evaluations a step, order
 PROCESSES = {'flow': RectifiedFlow(), 'cosine, v': DDPM(predict='v', clip=False), 'linear, v': DDPM(schedule='linear', predict='v', clip=False),
              'cosine, x0': DDPM(predict='x0', clip=False), 'flow, x0': RectifiedFlow(predict='x0'), 'flow, v': RectifiedFlow(predict='v')}
 
@@ -103,9 +103,10 @@ def test_the_sum_that_diffusers_pins():
 
 @pytest.mark.parametrize('steps', [1, 2, 10, 50])
 @pytest.mark.parametrize('predict, named', [('v', 'v_prediction'), ('x0', 'sample'), ('eps', 'epsilon')])
-def test_dpm_solver_is_diffusers(steps, predict, named, x):
+@pytest.mark.parametrize('sampler, scheduler', [('dpm++', 'DPMSolverMultistepScheduler'), ('unipc', 'UniPCMultistepScheduler')])
+def test_multistep_solvers_are_diffusers(sampler, scheduler, steps, predict, named, x):
     diffusers = pytest.importorskip('diffusers')
-    s = diffusers.DPMSolverMultistepScheduler(beta_schedule='squaredcos_cap_v2', prediction_type=named, timestep_spacing='trailing', solver_order=2)
+    s = getattr(diffusers, scheduler)(beta_schedule='squaredcos_cap_v2', prediction_type=named, timestep_spacing='trailing', solver_order=2)
     process = DDPM(predict=predict, clip=False)
     s.alphas_cumprod = process.ᾱ[:-1]
     s.set_timesteps(steps)
@@ -113,7 +114,7 @@ def test_dpm_solver_is_diffusers(steps, predict, named, x):
     net = toy if predict != 'eps' else lambda x, t, label=None: x*(.9 + .1*(t/1000).view(-1, 1, 1, 1))        # bounded at high noise
     theirs = x
     for t in s.timesteps: theirs = s.step(net(theirs, t.expand(len(x))), t, theirs).prev_sample
-    ours = last(SAMPLERS['dpm++'](net, process, x, steps, spacing='trailing'))
+    ours = last(SAMPLERS[sampler](net, process, x, steps, spacing='trailing'))
     assert (ours - theirs).abs().max() < 2e-4*theirs.abs().max()
 
 @pytest.mark.parametrize('process', [RectifiedFlow(), DDPM(predict='v', clip=False)], ids=['flow', 'diffusion'])
@@ -226,7 +227,7 @@ def test_what_makes_no_sense_is_refused_in_a_line(flags, words, tmp_path, capsys
 
 def test_what_has_no_velocity_is_refused(tmp_path, capsys):
     "CFG++ takes its image from one answer and its noise from another."
-    for sampler in ('midpoint', 'dpm++', 'adaptive'):
+    for sampler in ('midpoint', 'dpm++', 'unipc', 'adaptive'):
         assert main(f'sample cfg-fast --labels 7 --sampler {sampler} --w 0.5 --renoise unguided --out {tmp_path}/a.npy'.split()) == 2
         assert 'renoise unguided: goes with ddim alone' in capsys.readouterr().err
 
