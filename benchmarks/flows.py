@@ -6,6 +6,7 @@ Parts, each a file of results, results/NAME-PART.json with NAME as --name has it
   solver; at some of them on three sets of samples (--lean: fewer of both, for networks on pixels)
 - choices: times and couplings of training, on the network of `rf-fast`, with equal budgets and two
   seeds (trained here, 8 minutes each); the loss by time, and samples by Euler and midpoint
+- losses: the mean squared error of the velocity by the share of noise
 - blur: samples of flows and of diffusion models by distance, sharpness and confidence
 - time: ten samples, beside diffusers' network and scheduler
 
@@ -25,6 +26,7 @@ from guidance import Rows, judged, labels_of, medians, untrained
 from mnistgen.lab.data import draw, load_images, make_rng, to_uint8
 from mnistgen.lab.options import Sampling, Way
 from mnistgen.lab.store import Results
+from mnistgen.ddpm import DDPM
 from mnistgen.ldm import edge_widths
 from mnistgen.rectified_flow import RectifiedFlow
 from mnistgen.zoo.models import MODELS
@@ -89,16 +91,29 @@ def trained(what, process, seed, epochs=30):
     if not (out/f'{name}.safetensors').exists(): train_model(name, seed=seed, out=out)
     return mnistgen.load(out/f'{name}.safetensors', 'cpu')
 
-def loss_by_time(g, n=10_000, bins=10):
-    "Mean squared error of the velocity for test images, in each tenth of the times."
-    images, rng = load_images(split='test'), make_rng('loss by time')
-    x0, label = g.space.encode_data(images), images.labels
-    t, ε = (torch.arange(n) + .5)/n, draw(torch.randn, x0.shape, rng)
-    t = t[torch.randperm(n, generator=rng)]
-    with torch.no_grad():
-        out = g.process.ask(g.network(), g.process.add_noise(x0, t, ε), t, label)
-    errors = (out - g.process.target(x0, ε, t)).square().flatten(1).mean(1)
-    return [errors[(t*bins).long() == i].mean().item() for i in range(bins)]
+@torch.no_grad()
+def loss_by_time(g, n=10_000, bins=10, batch_size=500):
+    """Mean squared error of the velocity for test images, in each tenth of the share of noise τ.
+
+    The velocity is ε - x0, whatever the network predicts, and times are even in τ: for a
+    rectified flow the mean of them all is the loss of Eq. 14."""
+    images, rng, p = load_images(split='test'), make_rng('loss by time'), g.process
+    x0 = g.space.encode_data(images)[:n]
+    label = images.labels[:n] if g.labels else None
+    τ, ε, net = (torch.arange(n) + .5)/n, draw(torch.randn, x0.shape, rng), g.network()
+    τ, errors = τ[torch.randperm(n, generator=rng)], []
+    for i in torch.arange(n).split(batch_size):
+        t = p.time_at(τ[i])
+        x0_hat, eps_hat = p.denoise(net, p.add_noise(x0[i], t, ε[i]), t, None if label is None
+                                    else label[i])
+        errors.append((eps_hat - x0_hat - ε[i] + x0[i]).square().flatten(1).mean(1))
+    errors = torch.cat(errors)
+    return [errors[(τ*bins).long() == i].mean().item() for i in range(bins)]
+
+def losses(g, name, lean):
+    Results(g.header['checksum'], RESULTS).save(
+        f'{name}-losses', **about(), model=g.header['model'], epochs=g.header['epochs'],
+        n=10_000, seed=0, loss_by_time=loss_by_time(g))
 
 def choices(g, name, lean):
     "All in one file, of no weights that are kept."
@@ -137,19 +152,26 @@ def diffusers_flow(channels, size, n=10):
         return x
     return sample
 
-def timing(g, name, lean, rounds=5):
-    "Ten samples by Euler-50, side by side in one run; weights do not matter for that."
+def timing(g, name, lean, rounds=3):
+    "Table 13: ten samples, side by side in one run; weights do not matter for that."
+    pixels, latents = MODELS['rf'].space(), g.space
+    rows = (('ddpm', pixels, DDPM(predict='v'), Sampling('ddpm', 1000)),
+            ('ldm', latents, DDPM(predict='v', clip=False), Sampling('ddim', 100, eta=.05)),
+            ('rf', pixels, RectifiedFlow(), Sampling('euler', 50)),
+            ('rf-latent', latents, RectifiedFlow(), Sampling('euler', 50)),
+            ('rf-fast', latents, RectifiedFlow(), Sampling('midpoint', 5, w=1.)))
     jobs = {}
-    for model, space, channels, size in (('rf', MODELS['rf'].space(), (32, 64, 96, 96), 32),
-                                         ('rf-latent', g.space, (64, 128), 8)):
-        ours = untrained(model, space, RectifiedFlow(), Sampling('euler', 50))
-        jobs[model] = lambda m=ours: m.sample(10, decoded=False)
-        jobs[f'{model}, diffusers'] = diffusers_flow(channels, size)
+    for model, *how in rows:
+        ours = untrained(model, *how)
+        labels = range(10) if ours.labels else None
+        jobs[model] = lambda m=ours, labels=labels: m.sample(10, labels)
+    jobs['rf, diffusers'] = diffusers_flow((32, 64, 96, 96), 32)
+    jobs['rf-latent, diffusers'] = diffusers_flow((64, 128), 8)
     median = medians(jobs, rounds)
     for k, t in median.items(): print(f'{k}: {t:.3f} s')
-    Results(None, RESULTS).save('rf-time', rounds=rounds, n=10, steps=50, seconds=median, **about())
+    Results(None, RESULTS).save('rf-time', rounds=rounds, n=10, seconds=median, **about())
 
-PARTS = dict(curve=curve, choices=choices, blur=blur, time=timing)
+PARTS = dict(curve=curve, losses=losses, choices=choices, blur=blur, time=timing)
 
 if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__,

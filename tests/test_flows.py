@@ -5,6 +5,7 @@ import numpy as np
 import pytest, torch
 from conftest import stopped_at
 import mnistgen
+from mnistgen.cfg import Guided
 from mnistgen.ddpm import DDPM
 from mnistgen.lab.data import make_rng
 from mnistgen.lab.options import SAMPLERS, refusal
@@ -208,6 +209,22 @@ def test_the_pair_is_that_of_torchdiffeq(x):
         assert (ours - best).abs().max() < 20*tol and (theirs - best).abs().max() < 20*tol
         assert net.evaluations(1) < 2*len(calls)
 
+# ---- guidance
+
+@pytest.mark.parametrize('w', [0., 1., 3., 10.])
+@pytest.mark.parametrize('sampler', FIXED)
+def test_guidance_narrows_a_flow_as_it_does_a_diffusion_model(sampler, w, x):
+    "Images N(0, 1) with a label, N(0, 2) without: guided by w, noise ends as noise times the root of 2^(1 - w) (05_cfg)."
+    process = RectifiedFlow()
+    def net(x, t, label=None):
+        variance = torch.where(label < 0, 2., 1.).view(-1, 1, 1, 1)
+        a, b = process.levels(process.time_of(t))
+        share = 1/(a**2*variance + b**2)
+        return process.target(x*a*variance*share, x*b*share, process.time_of(t))
+    steps = {1: 1000, 2: 200, 4: 100}[FIXED[sampler][1]]
+    got = last(SAMPLERS[sampler](Guided(net, process, w=w), process, x, steps, torch.arange(4), spacing='trailing'))
+    assert (got/x/2**((1 - w)/2) - 1).abs().max() < .05
+
 # ---- what is refused
 
 @pytest.mark.parametrize('flags, words', [
@@ -219,7 +236,7 @@ def test_the_pair_is_that_of_torchdiffeq(x):
     ('--sampler adaptive --rtol 0', 'rtol 0: choose a number of at least 1e-06'),
     ('--sampler adaptive --atol nan', 'atol nan: choose a number of at least 1e-06'),
     ('--sampler dpm++ --spacing even', 'leading, trailing, log-snr or a positive number'),
-    ('--sampler unipc', "unknown sampler 'unipc': choose ddpm")])
+    ('--sampler plms', "unknown sampler 'plms': choose ddpm")])
 def test_what_makes_no_sense_is_refused_in_a_line(flags, words, tmp_path, capsys):
     assert main(f'sample ldm-fast {flags} --out {tmp_path}/a.npy'.split()) == 2
     said = capsys.readouterr().err
@@ -240,7 +257,7 @@ def test_zero_init_is_for_flows(tmp_path, capsys):
     assert main(f'sample cfg-fast --labels 7 --zero-init 0.1 --out {tmp_path}/a.npy'.split()) == 2
     assert 'velocity' in capsys.readouterr().err
 
-@pytest.mark.parametrize('flags, words', [('--sampler midpoint --steps 4', 'Midpoint-4'), ('--sampler dpm++', 'DPM++(2M)-20'),
+@pytest.mark.parametrize('flags, words', [('--sampler midpoint --steps 4', 'Midpoint-4'), ('--sampler dpm++', 'DPM++(2M)-20'), ('--sampler unipc --steps 6', 'UniPC-6'),
                                           ('--sampler adaptive --rtol 0.1', 'Dormand-Prince, rtol = 0.1')])
 def test_solvers_on_the_command_line(flags, words, tmp_path, capsys):
     for name in 'ab': assert main(f'sample ldm-fast --n 4 {flags} --out {tmp_path}/{name}.npy'.split()) == 0
