@@ -1,5 +1,5 @@
 "What breaks in other people's hands: consoles that lack characters, torch's defaults changed by others, the wrong one of two files, shapes and ranges."
-import gzip, struct, subprocess, sys
+import gzip, json, struct, subprocess, sys
 
 import numpy as np
 import pytest, torch
@@ -8,6 +8,7 @@ import mnistgen
 from mnistgen.ddpm import DDPM
 from mnistgen.lab.data import load_images, read_idx
 from mnistgen.lab.options import refusal
+from mnistgen.lab.store import checksum, load_checkpoint, read_header, save_checkpoint
 from mnistgen.zoo.cli import main
 from mnistgen.zoo.evaluation import evaluate, get_judge
 from mnistgen.zoo.train import train_model
@@ -109,3 +110,66 @@ def test_headers_and_paths(tmp_path, monkeypatch):
     assert len(load_images(split='test')) == 10_000
     monkeypatch.setenv('HOME', str(tmp_path))
     assert str(tmp_path/'digits') in refusal(load_images, root='~/digits')
+
+# ---- which data
+
+def write_idx(path, a):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(struct.pack(f'>I{a.ndim}I', 0x800 + a.ndim, *a.shape) + a.byte().numpy().tobytes())
+
+def write_data(folder, turn=0, dot=False):
+    "300 digits as four IDX files, turned by quarters; the names as published or as 7-zip unpacks them."
+    images = load_images(split='test')
+    for stem in ('train', 't10k'):
+        for kind, a in (('images-idx3', images.pixels[:300].rot90(turn, (1, 2)).contiguous()), ('labels-idx1', images.labels[:300])):
+            write_idx(folder/(f'{stem}-{kind}-ubyte'.replace('-idx', '.idx') if dot else f'{stem}-{kind}-ubyte'), a)
+    return folder
+
+def test_a_run_goes_on_with_its_own_data_alone(tmp_path, capsys):
+    "The header says what was read, by name and checksum; other data of the same size are refused."
+    a, b = write_data(tmp_path/'Upright'/'raw'), write_data(tmp_path/'turned', 1, dot=True)
+    line = f'train cfg-fast --epochs 1 --batch-size 64 --limit 256 --device cpu --out {tmp_path}/run --data '
+    assert main([*line.split(), str(a.parent)]) == 0
+    weights = tmp_path/'run'/'cfg-fast.safetensors'
+    images, said = load_images(root=a), read_header(weights)['data']
+    assert said == dict(name='Upright', images=256, range=[-1, 1], checksum=checksum(dict(pixels=images.pixels[:256], labels=images.labels[:256])))
+    assert main([*line.split(), str(b), '--resume']) == 2
+    assert 'was started with data' in (err := capsys.readouterr().err) and err.count('\n') == 1
+    # a state of before, which has no checksum and calls everything mnist
+    state = tmp_path/'run'/'state.safetensors'
+    tensors, header = load_checkpoint(state)
+    header['data'] = dict(name='mnist', images=256, range=[-1, 1])
+    save_checkpoint(state, tensors, header)
+    assert main([*line.split(), str(a), '--resume']) == 0
+    capsys.readouterr()
+    assert main(f'evaluate {weights} --n 4 --steps 2'.split()) == 0
+    assert f"trained on Upright: 256 images, checksum {said['checksum'][:8]}" in capsys.readouterr().out
+    assert main(f'evaluate {weights} --n 4 --steps 2 --json'.split()) == 0
+    assert json.loads(capsys.readouterr().out)['data'] == said
+
+def test_the_name_of_data_is_that_of_what_was_read(tmp_path, monkeypatch):
+    assert load_images(split='test').name == 'mnist'
+    monkeypatch.setenv('MNISTGEN_DATA', str(write_data(tmp_path/'MNIST'/'raw').parent))
+    assert load_images(split='test').name == 'MNIST, not the published files'
+    monkeypatch.setenv('MNISTGEN_DATA', str(mnistgen.lab.data.BUNDLED))
+    assert load_images(split='test').name == 'mnist'
+
+def test_data_by_name_or_folder(tmp_path, capsys):
+    for data in ('cifar', tmp_path):
+        assert main(f'train cfg-fast --epochs 1 --data {data} --out {tmp_path}/run'.split()) == 2
+        assert str(data) in (err := capsys.readouterr().err) and err.count('\n') == 1
+    assert not (tmp_path/'run').exists()
+    write_data(tmp_path/'data'/'FashionMNIST'/'raw')
+    assert load_images(root=tmp_path/'data').name == 'FashionMNIST'
+
+def test_a_trainer_of_ones_own_looks_at_its_data(tmp_path):
+    "A task that says nothing of its data is known by their checksum."
+    from mnistgen.lab.data import Batches, normalize
+    from mnistgen.lab.training import Recipe, Task, Trainer
+    from mnistgen.ldm import MLP
+    def trainer(first):
+        data = Batches(load_images(split='test').pixels[first:first + 64], batch_size=32, transform=lambda x: normalize(x)[..., :4, :4])
+        return Trainer(Task('own', MLP((1, 4, 4), 16, 1), DDPM(), data, data), Recipe(epochs=2, batch_size=32), tmp_path/'run', 'cpu')
+    trainer(0).fit()
+    assert trainer(0).fit(resume=True)['data']['checksum']
+    assert 'was started with data' in refusal(trainer(64).fit, resume=True)

@@ -23,8 +23,8 @@ from .engine import use_fast_kernels
 from .kernels import why_plain
 from .muon import make_optimizer
 from .options import check_choice, check_integer, check_number
-from .store import (check_writable, load_checkpoint, read_header, save_checkpoint,
-                                versions, write_atomically)
+from .store import (check_writable, checksum, load_checkpoint, read_header,
+                                save_checkpoint, versions, write_atomically)
 
 # %% ../../nbs/lab/training.ipynb #7be52149
 def _check_settings(r):
@@ -176,16 +176,24 @@ def _make_fast(self:Trainer):
         else: reason = 'torch.compile does not work here: training runs uncompiled, and slower'
     if reason and self.rank == 0: print(reason, file=sys.stderr)
 
+# %% ../../nbs/lab/training.ipynb #88a8bdd9
+def _data_of(batches):
+    "What is known of data of which the task says nothing: a checksum of items and labels."
+    labels = {} if batches.labels is None else dict(labels=batches.labels)
+    return dict(checksum=checksum(dict(x=batches.x, **labels)))
+
 # %% ../../nbs/lab/training.ipynb #54382e41
 @patch
 def _first_record(self:Trainer, spent): # JSON-ready
     "What a run writes down: what is trained, with what, on what; later, what came of it."
     parameters = sum(p.numel() for p in self.net.parameters())
     precision = str(self.amp_dtype or torch.float32).split('.')[-1]
+    header = self.task.header
+    if 'data' not in header: header = header | dict(data=_data_of(self.train))
     return dict(model=self.name, parameters=parameters, items=len(self.train.x),
                 recipe=asdict(self.recipe), device=device_info(self.device), processes=self.world,
                 precision=precision, engine=self.engine, setup_seconds=spent, **versions(),
-                **self.task.header, history=[])
+                **header, history=[])
 
 # %% ../../nbs/lab/training.ipynb #48338983
 @patch
@@ -386,8 +394,11 @@ def _check_same_run(self:Trainer, header):
         raise ValueError(f'{self.out}/state.safetensors: holds weights, not the state of a run')
     def identity(record):
         return json.loads(json.dumps({k: record.get(k) for k in IDENTITY} | record['recipe']))
-    mine = identity(self.record)
-    differ = [f'{k} {v}' for k, v in identity(header).items() if not _same(v, mine.get(k))]
+    mine, stored = identity(self.record), identity(header)
+    # before there was a checksum, any data were called mnist
+    data = stored['data'] = stored['data'] or {}
+    if 'checksum' not in data: data.pop('name', None)
+    differ = [f'{k} {v}' for k, v in stored.items() if not _same(v, mine.get(k))]
     if differ:
         raise ValueError(f"{self.out}: was started with {', '.join(differ)}: resume it with the "
                          'same settings, or choose another folder')

@@ -120,7 +120,8 @@ def train(
     plain:store_true=False, # float32, and none of the engine's tricks
     limit:int=None, # train on the first so many images only, for a trial
     start:str=None, # train these weights further: a model's name, or a .safetensors file
-    autoencoder:str=None # of latent models: a name or a .safetensors file (default: bundled)
+    autoencoder:str=None, # of latent models: a name or a .safetensors file (default: bundled)
+    data:str=None # mnist, fashion-mnist, kmnist, emnist-digits, or a folder (default: mnist)
 ):
     "Train a model. Writes weights, the state to resume from, the record and samples at stages."
     if limit is not None: check_integer('limit', limit, 1)
@@ -131,7 +132,8 @@ def train(
     for name in names:
         folder = Path(out) if out and model != 'all' else Path(out or 'runs')/name
         record = train_model(name, budget, epochs, minutes, batch_size, seed, folder, resume,
-                             device, plain, limit, start, autoencoder=own[name])
+                             device, plain, limit, start, autoencoder=own[name],
+                             data=data)
         if _speaks(): _tell_trained(name, folder, record, own[name])
 
 # %% ../../nbs/zoo/cli.ipynb #b2e22932
@@ -181,8 +183,17 @@ def _samples_of(model, n, labels, seed, device, plain, autoencoder, **choices):
         _warn(g)
         return g.sample(**args, progress=sys.stderr.isatty())
     way = plan.sampling.json() if plan.sampling else {}
-    about = dict(model=model, **way, seed=seed, weights=g.header.get('checksum'))
+    about = dict(model=model, **way, seed=seed, weights=g.header.get('checksum'),
+                 data=g.header.get('data'))
     return draw, plan, about
+
+# %% ../../nbs/zoo/cli.ipynb #8afc429b
+def _trained_on(data):
+    "In words, what the header of weights says of the data of their training."
+    known = data.get('checksum')
+    which = f', checksum {known[:8]}' if known else ' (by its name alone, it has no checksum)'
+    name, images = data.get('name', 'data'), data.get('images')
+    return f'trained on {name}' + (f': {images:,} images' if images else '') + which
 
 # %% ../../nbs/zoo/cli.ipynb #99fa3193
 def _most_memory():
@@ -245,6 +256,7 @@ def _report_scores(images, digits, about, how, json, out, drawing):
     print(scores)
     print(f"{how}; sampled in {drawing:.0f} s, scored in {seconds['scoring']:.0f} s"
           + (f', {memory} MB of memory at most' if memory else ''))
+    if about.get('data'): print(_trained_on(about['data']))
     if out: print(f'{out}: the samples nearest to training images over those, '
                   'and the first samples over theirs')
 
