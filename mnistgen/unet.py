@@ -194,7 +194,9 @@ class UNet(nn.Module):
         groups=32 # of the group normalisations
     ):
         super().__init__()
-        channels, layers = tuple(channels), check_integer('layers', layers, 1)
+        channels, layers = _positive('channels', *channels), check_integer('layers', layers, 1)
+        in_channels, out_channels = _positive('in or out channels', in_channels, out_channels)
+        head_dim, groups = _positive('head_dim or groups', head_dim, groups)
         if attention is None: attention = [False]*(len(channels) - 1) + [True]
         self.divisor = 2**(len(channels) - 1)
         _check_config(channels, attention, pad_to, groups, self.divisor)
@@ -225,6 +227,11 @@ def _check_config(channels, attention, pad_to, groups, divisor):
                          'levels')
     if pad_to and pad_to % divisor:
         raise ValueError(f'pad_to {pad_to}: {len(channels)} levels need a multiple of {divisor}')
+
+# %% ../nbs/00_unet.ipynb #6610c58c
+def _positive(name, *sizes):
+    "Sizes as Python's integers, which JSON can have."
+    return tuple(check_integer(name, n, 1) for n in sizes)
 
 # %% ../nbs/00_unet.ipynb #d5e8ef2b
 @patch

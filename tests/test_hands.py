@@ -173,3 +173,52 @@ def test_a_trainer_of_ones_own_looks_at_its_data(tmp_path):
     trainer(0).fit()
     assert trainer(0).fit(resume=True)['data']['checksum']
     assert 'was started with data' in refusal(trainer(64).fit, resume=True)
+
+# ---- numbers that are numbers
+
+NUMBERS = dict(numpy=np.float32(.5), array=np.array(.5), torch=torch.tensor(.5), gradient=torch.tensor(.5, requires_grad=True))
+NOT = dict(truth=True, numpy_truth=np.bool_(True), torch_truth=torch.tensor(True), nan=float('nan'), inf=np.float32('inf'), text='.5', huge=10**400, meta=torch.empty((), device='meta'))
+
+@pytest.mark.parametrize('where', ['lr', 'weight_decay', 'minutes', 'ema', 'clip_grad', 'drop_labels', 'temperature', 'eta', 'w', 'beta', 'scale'])
+def test_a_number_is_a_finite_number_of_python(where):
+    "Scalars of numpy and torch become Python's own; what is no finite number is refused in one line, that names it."
+    from mnistgen.lab.training import Recipe
+    from mnistgen.ldm import Latents
+    from mnistgen.vae import ELBO
+    g = mnistgen.load('cfg-fast', 'cpu')
+    def read(v):
+        if where in Recipe.__dataclass_fields__: return getattr(Recipe(lr_min=0, **{where: v}), where)
+        if where == 'beta': return ELBO(v).config['beta']
+        if where == 'scale': return Latents(g.space.autoencoder, v).scale
+        return g.plan(labels=3, sampler='ddim', **{where: v}).sampling.json()[where]
+    for k, v in NUMBERS.items(): assert type(read(v)) is float and read(v) == .5, k
+    for k, v in NOT.items(): assert where in (said := refusal(read, v)) and '\n' not in said, k
+
+def test_an_integer_is_an_integer_of_python():
+    from mnistgen.lab.training import Recipe
+    from mnistgen.unet import UNet
+    g = mnistgen.load('ldm-fast', 'cpu')
+    for v in (np.int64(3), np.uint8(3), np.array(3), torch.tensor(3)):
+        for n in (g.plan(n=v).n, g.plan(seed=v).seed, g.plan(steps=v).sampling.steps, DDPM(T=v).config['T'], Recipe(epochs=v).epochs, Recipe(stages=[v]).stages[0]): assert type(n) is int and n == 3
+        assert g.sample(1, steps=2, first=v).equal(g.sample(4, steps=2)[3:])
+    for v in (True, 3., float('nan'), '3', -4):
+        for f in (lambda: g.plan(n=v), lambda: g.plan(seed=v), lambda: g.sample(1, steps=2, first=v), lambda: g.stream(1, steps=2, first=v), lambda: DDPM(T=v), lambda: Recipe(stages=[v]), lambda: Recipe(stages=v)):
+            assert '\n' not in refusal(f)
+    net = UNet(np.array([32, 32]), np.int64(1), np.int64(1), groups=np.int64(32))
+    assert json.dumps(net.config)
+
+def test_a_run_that_cannot_be_written_down_does_not_begin(tmp_path):
+    from mnistgen.lab.data import Batches, normalize
+    from mnistgen.lab.training import Recipe, Task, Trainer
+    from mnistgen.ldm import MLP
+    data = Batches(load_images(split='test').pixels[:64], batch_size=32, transform=lambda x: normalize(x)[..., :4, :4])
+    for header in (dict(note={1, 2}), dict(note=float('nan'))):
+        said = refusal(Trainer, Task('own', MLP((1, 4, 4), 16, 1), DDPM(), data, data, header=header), Recipe(epochs=1, batch_size=32), tmp_path/'run', 'cpu')
+        assert 'JSON' in said and '\n' not in said
+    recipe = Recipe(process=dict(beta=torch.tensor(.5), anneal=np.float32(.5), clip=False))
+    assert recipe.process == dict(beta=.5, anneal=.5, clip=False) and json.dumps(recipe.process)
+
+@pytest.mark.parametrize('flag', ['--minutes inf', '--minutes nan', '--epochs inf', '--batch-size nan', '--seed 1.5', '--limit inf'])
+def test_the_command_line_takes_finite_numbers(flag, tmp_path, capsys):
+    assert main(f'train cfg-fast {flag} --out {tmp_path}/run'.split()) == 2
+    assert (err := capsys.readouterr().err).count('\n') == 1 and flag.split()[1] in err and not (tmp_path/'run').exists()

@@ -41,6 +41,8 @@ def _check_settings(r):
         if getattr(r, k) is None: continue
         setattr(r, k, check_number(k, getattr(r, k), positive=True))
     check_choice('optimizer', r.optimizer, ['adamw', 'muon'])
+    scalar = lambda v: getattr(v, 'ndim', None) == 0 and hasattr(v, 'item')    # of numpy or torch
+    r.process = {k: v.item() if scalar(v) else v for k, v in r.process.items()}
 
 # %% ../../nbs/lab/training.ipynb #b684ab76
 def _usual_stages(r):
@@ -70,7 +72,9 @@ class Recipe:
     def __post_init__(self):
         _check_settings(self)
         if self.stages is None: self.stages = _usual_stages(self)
-        self.stages = tuple(check_integer('stage', e, 1, self.epochs) for e in self.stages)
+        try: stages = list(self.stages)
+        except TypeError: raise ValueError(f'stages {self.stages}: give a list of epochs') from None
+        self.stages = tuple(check_integer('stage', e, 1, self.epochs) for e in stages)
 
 # %% ../../nbs/lab/training.ipynb #207abc4f
 @patch
@@ -190,10 +194,14 @@ def _first_record(self:Trainer, spent): # JSON-ready
     precision = str(self.amp_dtype or torch.float32).split('.')[-1]
     header = self.task.header
     if 'data' not in header: header = header | dict(data=_data_of(self.train))
-    return dict(model=self.name, parameters=parameters, items=len(self.train.x),
-                recipe=asdict(self.recipe), device=device_info(self.device), processes=self.world,
-                precision=precision, engine=self.engine, setup_seconds=spent, **versions(),
-                **header, history=[])
+    record = dict(model=self.name, parameters=parameters, items=len(self.train.x),
+                  recipe=asdict(self.recipe), device=device_info(self.device), processes=self.world,
+                  precision=precision, engine=self.engine, setup_seconds=spent, **versions(),
+                  **header, history=[])
+    try: json.dumps(record, allow_nan=False)  # rather now than after an epoch
+    except (TypeError, ValueError) as e:
+        raise ValueError(f'the record of the run cannot be written as JSON: {e}') from None
+    return record
 
 # %% ../../nbs/lab/training.ipynb #48338983
 @patch

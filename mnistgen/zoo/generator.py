@@ -157,6 +157,7 @@ def stream(self:Generator,
 ): # yields (t, images (n, 1, 28, 28), the predicted final images), both in [0, 1]
     "Sample step by step, all n in one batch. Wrong arguments are refused at the call."
     plan = self.plan(n, labels, seed, sampler, steps, **options)
+    first = check_integer('first', first, 0)
     if self.device.type == 'cpu' and not self.plain: keep_memory()
     way = self._run(self.network(), plan, first)
     if decoded: way = ((t, *map(self.space.decode, pictures)) for t, *pictures in way)
@@ -180,6 +181,7 @@ def sample(self:Generator,
     "Draw n images. ValueError, in one line, if the arguments make no sense."
     from tqdm.auto import tqdm
     plan = self.plan(n, labels, seed, sampler, steps, **options)
+    first = check_integer('first', first, 0)
     batch_size = check_integer('batch size', batch_size, 1)
     if self.device.type == 'cpu' and not self.plain: keep_memory()
     net, starts = self.network(), range(0, plan.n, batch_size)
