@@ -222,3 +222,45 @@ def test_a_run_that_cannot_be_written_down_does_not_begin(tmp_path):
 def test_the_command_line_takes_finite_numbers(flag, tmp_path, capsys):
     assert main(f'train cfg-fast {flag} --out {tmp_path}/run'.split()) == 2
     assert (err := capsys.readouterr().err).count('\n') == 1 and flag.split()[1] in err and not (tmp_path/'run').exists()
+
+# ---- weights that the trainer cannot keep
+
+def test_tied_weights_are_refused_by_both_names(tmp_path):
+    from mnistgen.lab.data import Batches, normalize
+    from mnistgen.lab.training import Recipe, Task, Trainer
+    from mnistgen.ldm import MLP
+    net = MLP((1, 4, 4), 16, 2)
+    net.blocks[1].lin1.weight = net.blocks[0].lin1.weight
+    data = Batches(load_images(split='test').pixels[:64], batch_size=32, transform=lambda x: normalize(x)[..., :4, :4])
+    said = refusal(Trainer, Task('own', net, DDPM(), data, data), Recipe(epochs=1, batch_size=32), tmp_path/'run', 'cpu')
+    assert 'blocks.0.lin1.weight' in said and 'blocks.1.lin1.weight' in said and '\n' not in said and not (tmp_path/'run').exists()
+
+# ---- diffusers
+
+SMALL = dict(sample_size=8, in_channels=1, out_channels=1, block_out_channels=(32, 64), layers_per_block=1, down_block_types=('DownBlock2D', 'AttnDownBlock2D'), up_block_types=('AttnUpBlock2D', 'UpBlock2D'))
+
+def of_diffusers(**changes):
+    diffusers = pytest.importorskip('diffusers', reason='diffusers is not installed')
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return diffusers.UNet2DModel(**SMALL | changes).eval()
+
+@pytest.mark.parametrize('changes', [{}, dict(attention_head_dim=16), dict(norm_num_groups=16), dict(layers_per_block=2, in_channels=3), dict(act_fn='swish', dropout=.1)])
+def test_a_model_of_diffusers_answers_as_it_did(changes):
+    from mnistgen.unet import UNet
+    theirs = of_diffusers(**changes)
+    x, t = torch.randn(2, theirs.config.in_channels, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([3, 700])
+    with torch.no_grad():
+        want = theirs(x, t).sample
+        for net in (UNet.from_diffusers(theirs), UNet.from_diffusers(theirs.state_dict(), config=dict(theirs.config))):
+            assert (net.eval()(x, t) - want).abs().max() < 1e-5
+
+@pytest.mark.parametrize('changes', [dict(freq_shift=1), dict(flip_sin_to_cos=False), dict(act_fn='relu'), dict(downsample_padding=0), dict(mid_block_scale_factor=2), dict(norm_eps=1e-6), dict(center_input_sample=True),
+                                     dict(attention_head_dim=None), dict(downsample_type='resnet', upsample_type='resnet'), dict(resnet_time_scale_shift='scale_shift'), dict(num_class_embeds=10), dict(time_embedding_type='fourier'),
+                                     dict(add_attention=False), dict(attn_norm_num_groups=8), dict(down_block_types=('DownBlock2D', 'DownBlock2D'), up_block_types=('UpBlock2D', 'SkipUpBlock2D'))])
+def test_a_model_of_diffusers_that_differs_is_refused_by_name(changes):
+    from mnistgen.unet import UNet
+    try: theirs = of_diffusers(**changes)
+    except (ValueError, TypeError, KeyError, AttributeError) as e: pytest.skip(f'not in this diffusers: {e}')
+    said = refusal(UNet.from_diffusers, theirs)
+    assert any(k in said for k in changes) and '\n' not in said, said

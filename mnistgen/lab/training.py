@@ -136,7 +136,6 @@ class Trainer:
         if self.train.batch_size != recipe.batch_size:
             raise ValueError(f'batches of {self.train.batch_size}, but a recipe for '
                              f'{recipe.batch_size}: give both the same batch size')
-        self.on_main_process(lambda: check_writable(self.out/'state.safetensors'))
         self.step, self.spent = 0, spent
         self.loss_sum = self.epoch_seconds = 0.                      # of the current epoch
         self._prepare_network(plain)
@@ -144,6 +143,7 @@ class Trainer:
         small_range = self.amp_dtype is torch.float16                # bfloat16 needs no scaling
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=small_range)
         self.record = self._first_record(spent)
+        self.on_main_process(lambda: check_writable(self.out/'state.safetensors'))
 
     def autocast(self):
         return torch.autocast(self.device.type, self.amp_dtype) if self.amp_dtype else nullcontext()
@@ -154,6 +154,7 @@ def _prepare_network(self:Trainer, plain):
     "The network on its device, fast where that is possible; its average; what is run of both."
     self.amp_dtype, self.engine = None if plain else half_dtype(self.device), 'plain'
     self.net = self.task.net.to(self.device)
+    _check_not_tied(self.net)
     parameters = dict(self.net.named_parameters())
     if others := [k for k in self.net.state_dict() if k not in parameters]:
         raise ValueError(f'{others[0]} is no parameter: the trainer keeps and averages nothing '
@@ -179,6 +180,15 @@ def _make_fast(self:Trainer):
         if can_compile(self.device): self.engine = 'torch.compile'
         else: reason = 'torch.compile does not work here: training runs uncompiled, and slower'
     if reason and self.rank == 0: print(reason, file=sys.stderr)
+
+# %% ../../nbs/lab/training.ipynb #28e6e777
+def _check_not_tied(net):
+    "ValueError if a parameter has two names: a file of weights has it under one of them only."
+    first = {p: k for k, p in net.named_parameters()}
+    for k, p in net.named_parameters(remove_duplicate=False):
+        if first[p] == k: continue
+        raise ValueError(f'{first[p]} and {k} are one and the same tensor: the trainer keeps each '
+                         'parameter under one name (give the layers weights of their own)')
 
 # %% ../../nbs/lab/training.ipynb #88a8bdd9
 def _data_of(batches):
