@@ -264,3 +264,55 @@ def test_a_model_of_diffusers_that_differs_is_refused_by_name(changes):
     except (ValueError, TypeError, KeyError, AttributeError) as e: pytest.skip(f'not in this diffusers: {e}')
     said = refusal(UNet.from_diffusers, theirs)
     assert any(k in said for k in changes) and '\n' not in said, said
+
+# ---- edges
+
+def cli(*line, env, cwd, **kw):
+    p = subprocess.run([sys.executable, '-m', 'mnistgen.zoo.cli', *map(str, line)], cwd=cwd, env=env | dict(PYTHONPATH=str(root)), capture_output=True, text=True, **kw)
+    return p.returncode, p.stdout, p.stderr
+
+@pytest.mark.parametrize('out', ['a.png', 'a.npy'])
+def test_a_full_disk_names_the_file(out, env, tmp_path):
+    "A limit on the size of files stands for the disk."
+    resource = pytest.importorskip('resource')
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+    code, _, err = cli('sample', 'ldm-fast', '--steps', 2, '--plain', '--out', out, env=env, cwd=tmp_path, preexec_fn=limit)
+    assert code == 1 and out in err and '.tmp' not in err and err.count('\n') == 1 and not list(tmp_path.iterdir()), err
+
+def test_whoever_writes_a_file_says_which(tmp_path):
+    from mnistgen.lab.store import write_atomically
+    for e in (OSError(28, 'No space left on device'), OSError('9 requested and 5 written')):
+        def fail(tmp): raise e
+        with pytest.raises(OSError) as caught: write_atomically(tmp_path/'a', fail)
+        assert caught.value.filename == str(tmp_path/'a') and caught.value.strerror in str(e) and not list(tmp_path.iterdir())
+
+def test_a_process_alone_speaks_whatever_its_rank(env, tmp_path):
+    env = env | dict(RANK='1')
+    code, _, err = cli('sample', 'gan', '--out', 'a.png', env=env, cwd=tmp_path)
+    assert code == 2 and 'unknown model' in err
+    code, out, err = cli('train', 'cfg-fast', '--epochs', 1, '--batch-size', 64, '--limit', 64, '--device', 'cpu', '--out', 'a run', env=env, cwd=tmp_path)
+    assert code == 0 and "mnistgen sample 'a run/cfg-fast.safetensors'" in out and (tmp_path/'a run'/'cfg-fast.safetensors').exists(), err
+
+def test_a_home_that_cannot_be_written_leaves_nothing_behind(env, tmp_path):
+    "Paths with spaces and umlauts; a file in the place of the cache stands for a read-only home, which root would not notice."
+    home, tmp, work = [tmp_path/n for n in ('read only', 'tmp', 'Größe und Maß')]
+    for d in (home, tmp, work): d.mkdir()
+    (home/'.cache').touch()
+    home.chmod(0o500)
+    env = {k: v for k, v in env.items() if k != 'XDG_CACHE_HOME'} | dict(HOME=str(home), TMPDIR=str(tmp))
+    code, out, err = cli('sample', 'ddpm-fast', '--n', 4, '--steps', 2, '--out', 'Bilder für alle.PNG', env=env, cwd=work)
+    assert code == 0 and 'Bilder für alle.PNG: 4 images' in out, err
+    code, out, err = cli('train', 'cfg-fast', '--epochs', 1, '--batch-size', 64, '--limit', 64, '--device', 'cpu', '--out', work/'Lauf ä', env=env, cwd=work)
+    assert code == 0 and f"'{work}/Lauf ä/cfg-fast.safetensors'" in out, err
+    assert not [p for p in tmp.iterdir() if not p.name.startswith('torch')]
+
+def test_home_is_meant_by_a_tilde_in_every_path(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    write_data(tmp_path/'data')
+    assert main('train cfg-fast --epochs 1 --batch-size 64 --limit 64 --device cpu --data ~/data --out ~/run'.split()) == 0
+    assert main('train cfg-fast --epochs 1 --batch-size 64 --limit 64 --device cpu --start ~/run/cfg-fast.safetensors --out ~/further'.split()) == 0
+    assert main('sample ~/run/cfg-fast.safetensors --n 4 --steps 2 --out ~/a.NPY'.split()) == 0
+    assert main('evaluate ~/a.NPY --out ~/near.PNG'.split()) == 0
+    assert {'run', 'further', 'a.NPY', 'near.PNG'} <= {p.name for p in tmp_path.iterdir()}
+    assert mnistgen.load('~/run/cfg-fast.safetensors', 'cpu').header['data']['name'] == 'data'
+    assert refusal(load_images, root='~nobody-of-that-name/x').count('\n') == 0

@@ -133,7 +133,7 @@ def load_images(
     check_choice('data set', name, ['mnist', *TORCHVISION])
     check_choice('split', split, ['train', 'test'])
     root = root or os.environ.get('MNISTGEN_DATA') or None
-    if root: root = Path(root).expanduser()
+    if root: root = Path(os.path.expanduser(root))
     if name in TORCHVISION:
         return _through_torchvision(name, split, root or Path.home()/'.cache'/'mnistgen')
     folder, stem = Path(root or BUNDLED), 'train' if split == 'train' else 't10k'
@@ -167,7 +167,7 @@ def find_images(
     "A data set by name or from a folder. ValueError, with the names, if it is neither."
     names = ['mnist', *TORCHVISION]
     if data is None or str(data) in names: return load_images(str(data or 'mnist'), split)
-    if Path(data).expanduser().is_dir(): return load_images(split=split, root=data)
+    if os.path.isdir(os.path.expanduser(data)): return load_images(split=split, root=data)
     raise ValueError(f"data '{data}': choose {', '.join(names)} or a folder with IDX files")
 
 # %% ../../nbs/lab/data.ipynb #682d10b7

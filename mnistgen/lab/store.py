@@ -63,7 +63,9 @@ def write_atomically(
     path, # of the file
     write # write(tmp) writes the content to the path it is given
 ):
-    "Write a file so that at any moment either the old or the new one is there, whole."
+    """Write a file so that at any moment either the old or the new one is there, whole.
+
+    OSError, with the name of the file, if the disk is full."""
     path = Path(path)
     tmp = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
@@ -71,6 +73,7 @@ def write_atomically(
         tmp.chmod(0o666 & ~_umask())          # some writers make private files
         with open(tmp, 'r+b') as f: os.fsync(f.fileno())
         os.replace(tmp, path)
+    except OSError as e: raise OSError(e.errno, e.strerror or str(e), str(path)) from None
     finally: tmp.unlink(missing_ok=True)
 
 # %% ../../nbs/lab/store.ipynb #76f31b33

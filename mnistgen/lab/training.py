@@ -18,7 +18,8 @@ try: import fcntl
 except ImportError: fcntl = None                                    # not on Windows
 
 from .data import Batches, ShardedRNG, make_rng
-from .device import can_compile, device_info, half_dtype, keep_memory, pick_device
+from .device import (can_compile, device_info, half_dtype, keep_memory, pick_device,
+                                 process_number)
 from .engine import use_fast_kernels
 from .kernels import why_plain
 from .muon import make_optimizer
@@ -125,10 +126,9 @@ class Trainer:
         self.task, self.recipe = task, recipe
         self.name, self.process = task.name, task.process
         self.train, self.test = task.train, task.test
-        self.out, self.keep_stages = Path(out), keep_stages
+        self.out, self.keep_stages = Path(os.path.expanduser(out)), keep_stages
         self.device = pick_device(device)
-        self.rank = int(os.environ.get('RANK', 0))
-        self.world = int(os.environ.get('WORLD_SIZE', 1))
+        self.rank, self.world = process_number()
         self.accelerator = _join(self.device) if self.world > 1 else None
         if recipe.batch_size < self.world:
             raise ValueError(f'batch size {recipe.batch_size}: choose at least {self.world}, '

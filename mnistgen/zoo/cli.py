@@ -6,14 +6,14 @@
 __all__ = ['COMMANDS', 'list_models', 'sample', 'train', 'evaluate', 'main']
 
 # %% ../../nbs/zoo/cli.ipynb #acbace0f
-import argparse, inspect, os, sys
+import argparse, inspect, os, shlex, sys
 from pathlib import Path
 
 from fastcore.docments import docments
 from fastcore.script import Param, store_true
 
 from ..lab.data import check_labels
-from ..lab.device import own_defaults
+from ..lab.device import own_defaults, process_number
 from ..lab.kernels import why_plain
 from ..lab.options import check_integer, in_words, sampler_options, samplers_with
 from ..lab.store import check_writable, read_header
@@ -62,7 +62,7 @@ def _save_images(
     from mnistgen.lab.plotting import save_grid
     from mnistgen.lab.store import write_atomically
     def write(tmp):
-        if path.suffix == '.png': return save_grid(pixels, tmp)
+        if path.suffix.lower() == '.png': return save_grid(pixels, tmp)
         import numpy as np
         with open(tmp, 'wb') as f: np.save(f, pixels.numpy())
     write_atomically(path, write)
@@ -83,7 +83,7 @@ def sample(
 ):
     "Draw images from a trained model."
     from mnistgen.lab.data import to_uint8
-    if out is None or Path(out).suffix not in ('.png', '.npy'):
+    if out is None or Path(out).suffix.lower() not in ('.png', '.npy'):
         raise ValueError(f'--out {out or ""}: give a file that ends in .png or .npy')
     digits, options = _digits(labels), _read_options(options)
     if n is None: n = 64 + -64 % len(digits) if isinstance(digits, list) else 64
@@ -98,7 +98,8 @@ def sample(
 # %% ../../nbs/zoo/cli.ipynb #10745826
 def _speaks():
     "Of several processes that a launcher started, the first one speaks."
-    return os.environ.get('RANK', '0') == '0'
+    try: return process_number()[0] == 0
+    except ValueError: return True            # so that somebody says what is wrong with the rank
 
 # %% ../../nbs/zoo/cli.ipynb #c00429cf
 def _names(model, budget):
@@ -143,9 +144,10 @@ def _tell_trained(name, folder, record, autoencoder):
     done = read_header(weights)['epochs']
     print(f"{weights}: {done:g} epoch{'s'[:done != 1]}, train loss {last['train_loss']:.4f}, "
           f"eval loss {last['eval_loss']:.4f}")
-    more = f'mnistgen sample {weights}' + (f' --autoencoder {autoencoder}' if autoencoder else '')
+    more = ['mnistgen', 'sample', str(weights)]
+    if autoencoder: more += ['--autoencoder', str(autoencoder)]
     print(f"{folder/name}-epoch-{last['epoch']:03d}.png: what it draws; "
-          f'more with: {more} --out digits.png')
+          f'more with: {shlex.join(more)} --out digits.png')
 
 # %% ../../nbs/zoo/cli.ipynb #590492a5
 def _read_array(path):
@@ -165,7 +167,7 @@ def _images_of(path, n, labels):
     try: images = check_images(_read_array(path))
     except ValueError as e:
         raise ValueError(str(e) if str(path) in str(e) else f'{path}: {e}') from None
-    given = _read_array(labels) if labels and labels.endswith('.npy') else _digits(labels)
+    given = _read_array(labels) if labels and labels.lower().endswith('.npy') else _digits(labels)
     digits = check_labels(given, len(images))
     n = len(images) if n is None else check_integer('n', n, 2, len(images))
     return images[:n], None if digits is None else digits[:n]
@@ -220,10 +222,10 @@ def evaluate(
 ):
     "Judge samples of a model, or images in a file, by numbers, beside what real digits score."
     import time
-    if out is not None and Path(out).suffix != '.png':
+    if out is not None and Path(out).suffix.lower() != '.png':
         raise ValueError(f'--out {out}: give a file that ends in .png')
     choices = dict(sampler=sampler, steps=steps, **_read_options(options))
-    if model.endswith('.npy'):
+    if model.lower().endswith('.npy'):
         for k, v in dict(**choices, autoencoder=autoencoder).items():
             if v is None: continue
             raise ValueError(f'--{k} {v}: the images of {model} are drawn already, leave it out')
@@ -312,7 +314,9 @@ def _run(argv):
     if not argv: raise ValueError(usage)
     if argv[0] not in COMMANDS:
         raise ValueError(f"unknown command '{argv[0]}': choose {', '.join(COMMANDS)}")
-    COMMANDS[argv[0]](**vars(_parser(argv[0]).parse_args(argv[1:])))
+    given = vars(_parser(argv[0]).parse_args(argv[1:]))
+    home = lambda v: os.path.expanduser(v) if isinstance(v, str) else v    # as in --out=~/a.png
+    COMMANDS[argv[0]](**{k: home(v) for k, v in given.items()})
 
 # %% ../../nbs/zoo/cli.ipynb #e081922d
 def _print_anything():
@@ -351,7 +355,7 @@ def main(
 #| eval: false
 if __name__ == '__main__':
     code = main()
-    if int(os.environ.get('WORLD_SIZE', 1)) > 1:
+    if process_number()[1] > 1:
         # threads of the process group can abort Python's own way out
         sys.stdout.flush()
         sys.stderr.flush()
