@@ -316,3 +316,71 @@ def test_home_is_meant_by_a_tilde_in_every_path(tmp_path, monkeypatch, capsys):
     assert {'run', 'further', 'a.NPY', 'near.PNG'} <= {p.name for p in tmp_path.iterdir()}
     assert mnistgen.load('~/run/cfg-fast.safetensors', 'cpu').header['data']['name'] == 'data'
     assert refusal(load_images, root='~nobody-of-that-name/x').count('\n') == 0
+
+# ---- what a person expects
+
+@pytest.mark.parametrize('n', [2, 5, 7, 9, 64])
+def test_a_grid_is_read_back_as_it_was_drawn(n, tmp_path, capsys):
+    from mnistgen.lab.plotting import read_png, save_grid
+    line = f'sample ldm-fast --n {n} --steps 2 --out {tmp_path}'
+    assert main(f'{line}/a.png'.split()) == main(f'{line}/a.npy'.split()) == 0
+    want = torch.from_numpy(np.load(tmp_path/'a.npy'))
+    assert read_png(tmp_path/'a.png').equal(want)
+    save_grid(want, tmp_path/'b.png', scale=1, ncol=2)
+    assert read_png(tmp_path/'b.png').equal(want)
+    capsys.readouterr()
+    assert main(f'evaluate {tmp_path}/a.png --json'.split()) == main(f'evaluate {tmp_path}/a.npy --json'.split()) == 0
+    png, npy = [json.loads(l) for l in capsys.readouterr().out.splitlines()]
+    assert png['train'] == npy['train'] and png['n'] == n
+
+def test_a_folder_of_pictures(tmp_path, capsys):
+    from PIL import Image
+    from mnistgen.lab.plotting import save_grid
+    digits, folder = load_images(split='test').pixels[:9], tmp_path/'Bilder für alle'
+    folder.mkdir()
+    for i in range(4): Image.fromarray(digits[i].numpy()).convert(('L', 'RGB', 'RGBA', 'P')[i]).save(folder/f'{i}.{("png", "PNG")[i % 2]}', format='PNG')
+    save_grid(digits[4:], folder/'more.png')
+    (folder/'notes.txt').write_text('no picture')
+    np.save(tmp_path/'same.npy', digits.numpy())
+    assert main(['evaluate', str(folder), '--json']) == main(['evaluate', str(tmp_path/'same.npy'), '--json']) == 0
+    png, npy = [json.loads(l) for l in capsys.readouterr().out.splitlines()]
+    assert png['train'] == npy['train'] and png['n'] == 9
+    Image.fromarray(np.zeros((30, 41), np.uint8)).save(folder/'odd.png')
+    assert main(['evaluate', str(folder)]) == 2
+    assert 'odd.png' in (err := capsys.readouterr().err) and err.count('\n') == 1
+    assert main(['evaluate', str(tmp_path/'none.png')]) == 2
+    assert 'none.png: no such file' in capsys.readouterr().err
+
+def test_a_network_of_others_draws():
+    "A network of diffusers, and a plain net(x, t), draw what the same weights draw here."
+    from mnistgen.lab.options import Sampling
+    from mnistgen.lab.data import Pixels
+    from mnistgen.zoo.generator import Adapter, Generator
+    from mnistgen.unet import UNet
+    theirs = of_diffusers(sample_size=32)
+    ours = UNet.from_diffusers(theirs, pad_to=32)
+    draw = lambda net: Generator(net, DDPM(), Pixels(), Sampling('ddim', 3), plain=True).sample(3)
+    want = draw(ours)
+    assert (draw(Adapter(theirs, pad_to=32)) - want).abs().max() < 1e-3
+    assert draw(Adapter(lambda x, t: ours(x, t))).equal(want)
+    assert draw(Adapter(lambda x, t: (ours(x, t),))).equal(want)
+    assert (Generator(Adapter(theirs, pad_to=32), DDPM(), Pixels(), Sampling('ddim', 3)).sample(3) - want).abs().max() < 1e-3
+    g = Generator(Adapter(theirs, pad_to=32), DDPM(), Pixels(), Sampling('ddim', 3))
+    assert 'takes no labels' in refusal(g.sample, labels=3)
+    assert 'must answer a tensor' in refusal(draw, Adapter(lambda x, t: 'no'))
+
+def test_a_run_resumed_with_more_epochs_names_start(run_folder, capsys):
+    assert main(f'train cfg-fast --epochs 3 --batch-size 64 --limit 64 --device cpu --resume --out {run_folder}'.split()) == 2
+    assert f'--start {run_folder}/cfg-fast.safetensors' in (err := capsys.readouterr().err) and err.count('\n') == 1
+
+def test_resuming_nothing_says_that_it_begins_anew(tmp_path, capsys):
+    assert main(f'train cfg-fast --epochs 1 --batch-size 64 --limit 64 --device cpu --resume --out {tmp_path}/run'.split()) == 0
+    assert f'{tmp_path}/run: holds no run to resume, begins anew' in (err := capsys.readouterr().err) and err.count('\n') == 1
+
+def test_results_that_are_not_installed(tmp_path):
+    from mnistgen.lab.plotting import load_grid
+    from mnistgen.lab.store import Results
+    r = Results('x', tmp_path/'results')
+    for f in (lambda: r.read('a'), lambda: r.load('a'), lambda: r.load_arrays('a')):
+        said = refusal(f, error=FileNotFoundError)
+        assert 'a.' in said and 'clone the repository' in said and '\n' not in said

@@ -156,9 +156,16 @@ class Results:
         if weights == self.weights: return
         raise ValueError(f'{path}: is of other weights: run the slow cell that stores it')
 
+    def _check_there(self, file):
+        if (self.folder/file).is_file(): return
+        raise FileNotFoundError(f'{self.folder/file} is missing: what the notebooks have stored is '
+                                'not part of the installed package, clone the repository '
+                                '(or run the slow cell that stores it)')
+
 # %% ../../nbs/lab/store.ipynb #cbe9f40d
 @patch
 def read(self:Results, name): # what a JSON file holds, whatever it belongs to
+    self._check_there(f'{name}.json')
     return json.loads((self.folder/f'{name}.json').read_text(encoding='utf-8'))
 
 # %% ../../nbs/lab/store.ipynb #f09aef4f
@@ -187,6 +194,7 @@ def save(self:Results,
 @patch
 def load_arrays(self:Results, name): # {name: array}
     "Stored arrays. ValueError if they are of other weights."
+    self._check_there(f'{name}.npz')
     arrays = np.load(self.folder/f'{name}.npz')
     weights = str(arrays['weights'])
     self._check(f'{name}.npz', weights if isinstance(self.weights, str) else json.loads(weights))

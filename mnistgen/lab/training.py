@@ -6,7 +6,7 @@
 __all__ = ['Recipe', 'ema_update', 'Task', 'Trainer', 'hold_interrupts']
 
 # %% ../../nbs/lab/training.ipynb #b6dada20
-import copy, json, math, os, shutil, signal, sys, threading, time
+import copy, json, math, os, shlex, shutil, signal, sys, threading, time
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -418,8 +418,11 @@ def _check_same_run(self:Trainer, header):
     if 'checksum' not in data: data.pop('name', None)
     differ = [f'{k} {v}' for k, v in stored.items() if not _same(v, mine.get(k))]
     if differ:
+        longer = 'epochs' in [d.split()[0] for d in differ] and header.get('history')
+        weights = shlex.quote(str(self.out/f'{self.name}.safetensors'))
+        further = f' (for more epochs of its weights: --start {weights})' if longer else ''
         raise ValueError(f"{self.out}: was started with {', '.join(differ)}: resume it with the "
-                         'same settings, or choose another folder')
+                         f'same settings, or choose another folder{further}')
 
 # %% ../../nbs/lab/training.ipynb #69dd0535
 @patch
@@ -517,6 +520,8 @@ def fit(self:Trainer,
             self.restore()
             # the end may have come between the state and what is made of it
             if not self.on_main_process(self._written): self.save()
+        elif resume and self.rank == 0:
+            print(f'{self.out}: holds no run to resume, begins anew', file=sys.stderr)
         if self.ended and not self.step:
             raise ValueError(f'the {self.recipe.minutes:g} minutes are over before the first step: '
                              'choose more')

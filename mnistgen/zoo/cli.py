@@ -160,11 +160,33 @@ def _read_array(path):
     if isinstance(a, np.ndarray): return a
     raise ValueError(f'{path}: an archive of arrays, give a .npy file')
 
+# %% ../../nbs/zoo/cli.ipynb #212426d2
+def _pictures(folder):
+    "The PNG files of a folder, in the order of their names."
+    return sorted(p for p in Path(folder).iterdir() if p.suffix.lower() == '.png')
+
+# %% ../../nbs/zoo/cli.ipynb #ada5da1f
+def _holds_images(path):
+    "Is it images that are meant: a .npy or .png file, or a folder of .png files (and no weights)?"
+    path = Path(path)
+    if path.suffix.lower() in ('.npy', '.png'): return True
+    if str(path) in MODELS or not path.is_dir() or any(path.glob('*.safetensors')): return False
+    return bool(_pictures(path))
+
+# %% ../../nbs/zoo/cli.ipynb #7c7aea85
+def _read_images(path):
+    "The array in a .npy file, or the images in a PNG file or in all those of a folder."
+    from mnistgen.lab.plotting import read_png
+    if Path(path).is_dir():
+        import torch
+        return torch.cat([read_png(p) for p in _pictures(path)])
+    return read_png(path) if Path(path).suffix.lower() == '.png' else _read_array(path)
+
 # %% ../../nbs/zoo/cli.ipynb #be8d27b2
 def _images_of(path, n, labels):
-    "Images, and the digits asked for, from .npy files."
+    "Images, and the digits asked for, from files."
     from mnistgen.zoo.evaluation import check_images
-    try: images = check_images(_read_array(path))
+    try: images = check_images(_read_images(path))
     except ValueError as e:
         raise ValueError(str(e) if str(path) in str(e) else f'{path}: {e}') from None
     given = _read_array(labels) if labels and labels.lower().endswith('.npy') else _digits(labels)
@@ -207,7 +229,7 @@ def _most_memory():
 
 # %% ../../nbs/zoo/cli.ipynb #8d11f056
 def evaluate(
-    model:str, # a model's name, a .safetensors file, or images in FILE.npy (uint8, n×28×28)
+    model:str, # name, .safetensors file, or images: FILE.npy, FILE.png, a folder of PNGs
     n:int=None, # number of images (default: 10000, or all that are in the file)
     labels:str=None, # digits asked for: 7, or 0,1,2 in turn, or LABELS.npy (default: at random)
     sampler:str=None, # how to draw (default: what suits the model)
@@ -225,7 +247,7 @@ def evaluate(
     if out is not None and Path(out).suffix.lower() != '.png':
         raise ValueError(f'--out {out}: give a file that ends in .png')
     choices = dict(sampler=sampler, steps=steps, **_read_options(options))
-    if model.lower().endswith('.npy'):
+    if _holds_images(model):
         for k, v in dict(**choices, autoencoder=autoencoder).items():
             if v is None: continue
             raise ValueError(f'--{k} {v}: the images of {model} are drawn already, leave it out')
@@ -355,7 +377,7 @@ def main(
 #| eval: false
 if __name__ == '__main__':
     code = main()
-    if process_number()[1] > 1:
+    if os.environ.get('WORLD_SIZE', '1') != '1':
         # threads of the process group can abort Python's own way out
         sys.stdout.flush()
         sys.stderr.flush()
