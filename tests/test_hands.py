@@ -384,3 +384,66 @@ def test_results_that_are_not_installed(tmp_path):
     for f in (lambda: r.read('a'), lambda: r.load('a'), lambda: r.load_arrays('a')):
         said = refusal(f, error=FileNotFoundError)
         assert 'a.' in said and 'clone the repository' in said and '\n' not in said
+
+# ---- damaged files
+
+def mutations(raw, n, seed):
+    "n damaged copies: bytes changed, mostly at the beginning, cut out, put in twice, cut off; the same ones each time."
+    rng = np.random.default_rng(seed)
+    for _ in range(n):
+        a = bytearray(raw)
+        for _ in range(rng.integers(1, 5)):
+            i = int(rng.integers(min(len(a), 200) if rng.random() < .7 else len(a))) if a else 0
+            kind = rng.integers(5)
+            if kind == 0 and a: a[i] = int(rng.integers(256))
+            if kind == 1 and a: a[i] ^= 1 << int(rng.integers(8))
+            if kind == 2: del a[i:i + int(rng.integers(1, 20))]
+            if kind == 3: a[i:i] = a[i:i + int(rng.integers(1, 20))]
+            if kind == 4 and rng.random() < .3: del a[i:]
+        yield bytes(a)
+
+def loaders():
+    from mnistgen.lab.plotting import read_png, save_grid
+    from mnistgen.zoo.cli import _images_of, _read_array
+    from mnistgen.zoo.models import load
+    pixels = load_images(split='test').pixels[:6]
+    def idx(p): write_idx(p, pixels)
+    def packed(p):
+        write_idx(p, pixels)
+        p.write_bytes(gzip.compress(p.read_bytes(), mtime=0))
+    return {'idx': (idx, read_idx), 'idx.gz': (packed, read_idx), 'npy': (lambda p: np.save(p, pixels.numpy()), lambda p: _images_of(p, None, None)), 'png': (lambda p: save_grid(pixels, p), read_png),
+            'safetensors': (lambda p: save_checkpoint(p, dict(a=torch.arange(6.), b=torch.ones(2, 3).half()), dict(model='ldm-fast', network={}, data=dict(name='mnist'))), load)}
+
+@pytest.mark.parametrize('kind', ['idx', 'idx.gz', 'npy', 'png', 'safetensors'])
+@pytest.mark.filterwarnings('ignore')
+def test_a_damaged_file_is_read_or_refused_in_one_line(kind, tmp_path):
+    write, read = loaders()[kind]
+    path, refused = tmp_path/f'a.{kind.removesuffix(".gz")}', 0
+    write(path)
+    for i, raw in enumerate(mutations(path.read_bytes(), 1000, 7)):
+        path.write_bytes(raw)
+        try: read(path)
+        except ValueError as e:
+            refused += 1
+            assert '\n' not in str(e) and str(path) in str(e), (i, e)
+    assert refused > 200
+
+def test_a_sealed_header_that_says_something_else_is_refused(tmp_path):
+    "Headers whose checksums are right, but whose content is not what a model of this version has."
+    tensors, header = load_checkpoint(root/'mnistgen/weights/cfg-fast.safetensors')
+    rng, keys = np.random.default_rng(3), list(header)
+    odd = [None, 3, 'x', [], {}, -1.5, True, [[1]], {'x': 1}]
+    for i in range(300):
+        changed = dict(header)
+        for _ in range(rng.integers(1, 4)):
+            k = keys[rng.integers(len(keys))]
+            if rng.random() < .3: changed.pop(k, None)
+            else: changed[k] = odd[rng.integers(len(odd))]
+        save_checkpoint(tmp_path/'a.safetensors', tensors if i % 10 == 0 else {'a': torch.zeros(2)}, changed)
+        try: repr(mnistgen.load(tmp_path/'a.safetensors', 'cpu'))
+        except ValueError as e: assert '\n' not in str(e), (i, e)
+
+def test_several_data_sets_in_a_folder_are_named(tmp_path):
+    for name in ('FashionMNIST', 'KMNIST'): write_data(tmp_path/name/'raw')
+    said = refusal(load_images, root=tmp_path)
+    assert all(str(tmp_path/name/'raw') in said for name in ('FashionMNIST', 'KMNIST')) and '\n' not in said

@@ -103,14 +103,17 @@ def _find(folder, stem):
             if (folder/sub/name).is_file(): return folder/sub/name
     found = sorted(p for name in names for p in folder.glob(f'*/raw/{name}'))
     if len(found) == 1: return found[0]
-    if found: raise ValueError(f'{folder}: several data sets, give {in_words(p.parent for p in found)}')
+    if found:
+        folders = in_words([p.parent for p in found])
+        raise ValueError(f'{folder}: several data sets, give {folders}')
     raise ValueError(f'{folder}: no file {stem}.gz or {stem} there, nor in {folder/"MNIST"/"raw"}')
 
 # %% ../../nbs/lab/data.ipynb #30189a4d
 def _through_torchvision(name, split, root):
     "One of the data sets that torchvision knows how to fetch."
     try: import torchvision
-    except ImportError: raise ValueError(f'{name} needs torchvision: pip install torchvision') from None
+    except ImportError:
+        raise ValueError(f'{name} needs torchvision: pip install torchvision') from None
     cls, kw = TORCHVISION[name]
     # torchvision asserts what it finds in a file
     wrong = (RuntimeError, OSError, ValueError, EOFError, AssertionError, KeyError, TypeError,

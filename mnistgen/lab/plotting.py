@@ -101,7 +101,8 @@ def read_png(
     import numpy as np
     from PIL import Image
     try:
-        with Image.open(path, formats=['PNG']) as im: a = torch.from_numpy(np.array(im.convert('L')))
+        with Image.open(path, formats=['PNG']) as im: grey = np.array(im.convert('L'))
+        a = torch.from_numpy(grey)
     except FileNotFoundError: raise ValueError(f'{path}: no such file') from None
     except Exception as e:                    # whatever Pillow meets in a damaged file
         reason = ' '.join(str(e).split()) or type(e).__name__

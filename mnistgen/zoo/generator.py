@@ -231,7 +231,7 @@ class Adapter(torch.nn.Module):
         if label is not None: raise ValueError('this network is unconditional: it takes no labels')
         padded = reflect_pad(x, self.pad_to) if self.pad_to else x
         answer = self.net(padded, t)
-        answer = getattr(answer, 'sample', answer)                   # diffusers' answers have a name
+        answer = getattr(answer, 'sample', answer)                  # diffusers' answers have a name
         if isinstance(answer, tuple): answer = answer[0]
         if isinstance(answer, torch.Tensor): return crop(answer, *x.shape[-2:])
         raise ValueError('net(x, t) must answer a tensor like x, or an object that has it as '

@@ -240,6 +240,7 @@ def assemble(
     net.load_state_dict({k: v.float() for k, v in tensors.items()})
     space = Latents(load(path, device, plain), learned['scale']) if path else model.space()
     out = model.kind.of(net, process, space, model.sampling, header, device, plain)
+    epochs_of(header)                         # a number, or an error
     out._shared = False                       # nobody else has this network
     return out
 
@@ -255,8 +256,8 @@ def load(
     path = weights_of(model)
     tensors, header = read_weights(path)
     try: return assemble(tensors, header, device, plain, autoencoder)
-    except (KeyError, TypeError, RuntimeError) as e:
-        reason = f'{type(e).__name__}: {str(e).splitlines()[0]}'
+    except (LookupError, TypeError, RuntimeError, AttributeError, ArithmeticError) as e:
+        reason = ' '.join([f'{type(e).__name__}:', *str(e).splitlines()[:1]])
         raise ValueError(f'{path}: not the weights of a model of this version ({reason})') from None
 
 # %% ../../nbs/zoo/models.ipynb #3d399e0d
