@@ -284,7 +284,7 @@ def test_whoever_writes_a_file_says_which(tmp_path):
     for e in (OSError(28, 'No space left on device'), OSError('9 requested and 5 written')):
         def fail(tmp): raise e
         with pytest.raises(OSError) as caught: write_atomically(tmp_path/'a', fail)
-        assert caught.value.filename == str(tmp_path/'a') and caught.value.strerror in str(e) and not list(tmp_path.iterdir())
+        assert str(tmp_path/'a') in str(caught.value) and 'Errno None' not in str(caught.value) and not list(tmp_path.iterdir())
 
 def test_a_process_alone_speaks_whatever_its_rank(env, tmp_path):
     env = env | dict(RANK='1')

@@ -73,7 +73,9 @@ def write_atomically(
         tmp.chmod(0o666 & ~_umask())          # some writers make private files
         with open(tmp, 'r+b') as f: os.fsync(f.fileno())
         os.replace(tmp, path)
-    except OSError as e: raise OSError(e.errno, e.strerror or str(e), str(path)) from None
+    except OSError as e:
+        if e.errno is None: raise OSError(f'{path}: cannot be written ({e})') from None
+        raise OSError(e.errno, e.strerror, str(path)) from None
     finally: tmp.unlink(missing_ok=True)
 
 # %% ../../nbs/lab/store.ipynb #76f31b33
