@@ -136,7 +136,7 @@ class DDPM(Process):
         super().__init__(predict, weighting, times, coupling, limits=dict(clip=1.) if clip else {})
         self.T = check_integer('T', T, 1)
         self.last = self.T - 1
-        betas = check_choice('schedule', schedule, SCHEDULES)(T)
+        betas = check_choice('schedule', schedule, SCHEDULES)(self.T)
         if zero_snr and predict == 'eps':
             raise ValueError('zero_snr leaves nothing of the image at the last time, where the '
                              'noise alone says nothing of it: predict x0 or v')
@@ -423,6 +423,7 @@ class Noise:
         seed, n, # of n samples
         first=0 # index of the first of them
     ):
+        first = check_integer('first', first, 0)
         self.streams = [make_rng('sample', seed, index=first + i) for i in range(n)]
 
     def __call__(self,

@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from torch import nn
 
 from .lab.data import crop, reflect_pad
-from .lab.options import check_integer
+from .lab.options import check_integer, in_words
 
 # %% ../nbs/00_unet.ipynb #0290d860
 def timestep_embedding(
@@ -194,7 +194,9 @@ class UNet(nn.Module):
         groups=32 # of the group normalisations
     ):
         super().__init__()
-        channels, layers = tuple(channels), check_integer('layers', layers, 1)
+        channels, layers = _positive('channels', *channels), check_integer('layers', layers, 1)
+        in_channels, out_channels = _positive('in or out channels', in_channels, out_channels)
+        head_dim, groups = _positive('head_dim or groups', head_dim, groups)
         if attention is None: attention = [False]*(len(channels) - 1) + [True]
         self.divisor = 2**(len(channels) - 1)
         _check_config(channels, attention, pad_to, groups, self.divisor)
@@ -225,6 +227,11 @@ def _check_config(channels, attention, pad_to, groups, divisor):
                          'levels')
     if pad_to and pad_to % divisor:
         raise ValueError(f'pad_to {pad_to}: {len(channels)} levels need a multiple of {divisor}')
+
+# %% ../nbs/00_unet.ipynb #6610c58c
+def _positive(name, *sizes):
+    "Sizes as Python's integers, which JSON can have."
+    return tuple(check_integer(name, n, 1) for n in sizes)
 
 # %% ../nbs/00_unet.ipynb #d5e8ef2b
 @patch
@@ -340,14 +347,51 @@ def _config_of(state):
     except (ValueError, KeyError, IndexError):
         raise ValueError('not the state dict of a diffusers.UNet2DModel') from None
 
+# %% ../nbs/00_unet.ipynb #79f90a2e
+# what a diffusers.UNet2DModel must be configured with to compute what a UNet does
+_COMPUTES = dict(center_input_sample=(False,), time_embedding_type=('positional',), freq_shift=(0,),
+    flip_sin_to_cos=(True,), mid_block_scale_factor=(1,), downsample_padding=(1,),
+    downsample_type=('conv',), upsample_type=('conv',), act_fn=('silu', 'swish'),
+    norm_eps=(1e-5,), resnet_time_scale_shift=('default',), add_attention=(True,),
+    class_embed_type=(None,), num_class_embeds=(None,), mid_block_type=('UNetMidBlock2D',),
+    _class_name=('UNet2DModel',))
+
+# %% ../nbs/00_unet.ipynb #62fc9d26
+def _arguments_of(config):
+    "Arguments of UNet that a configuration of diffusers tells. ValueError names what differs."
+    def refuse(name, accepted):
+        raise ValueError(f'a diffusers.UNet2DModel with {name}={config[name]!r} computes something '
+                         f'else than UNet: only {accepted} can be converted')
+    for name, accepted in _COMPUTES.items():
+        if config.get(name, accepted[0]) not in accepted:
+            refuse(name, in_words([*map(repr, accepted)]))
+    for name in ('down_block_types', 'up_block_types'):
+        way = name.split('_')[0].capitalize()
+        usual = {f'{way}Block2D', f'Attn{way}Block2D'}
+        if set(config.get(name, usual)) - usual: refuse(name, in_words(sorted(usual)))
+    groups, head_dim = config.get('norm_num_groups', 32), config.get('attention_head_dim', 8)
+    if head_dim is None: refuse('attention_head_dim', 'a number')
+    if config.get('attn_norm_num_groups') not in (None, groups):
+        refuse('attn_norm_num_groups', 'norm_num_groups')
+    return dict(groups=groups, head_dim=head_dim)
+
 # %% ../nbs/00_unet.ipynb #71e54d9c
 @patch(cls_method=True)
 def from_diffusers(cls:UNet,
-    state_dict, # of a diffusers.UNet2DModel with AttnDownBlock2D/AttnUpBlock2D where it attends
+    state_dict, # a diffusers.UNet2DModel, or the state dict of one
     pad_to=None, # as for UNet; None, as in diffusers: inputs must already have a fitting size
+    config=None, # of the model whose state dict it is, a dict
     **kwargs # other arguments of UNet that shapes do not tell: head_dim, groups
 ) -> UNet: # with a copy of those weights
-    "A `UNet` with the weights of a diffusers model. ValueError if they are not those of one."
+    """A `UNet` with the weights of a diffusers model. ValueError if it computes anything else.
+
+    A state dict alone does not say how its model computes: without a configuration, diffusers'
+    defaults are assumed (`freq_shift=0`, `flip_sin_to_cos=True`, `act_fn='silu'`,
+    `downsample_padding=1`, `mid_block_scale_factor=1`, `norm_eps=1e-5`, …)."""
+    if isinstance(state_dict, torch.nn.Module):
+        config = dict(getattr(state_dict, 'config', None) or {})
+        state_dict = state_dict.state_dict()
+    if config is not None: kwargs = _arguments_of(config) | kwargs
     net = cls(**_config_of(state_dict), pad_to=pad_to, **kwargs)
     want = {_diffusers_name(k): k for k in net.state_dict()}
     if want.keys() != state_dict.keys():

@@ -119,11 +119,9 @@ class ELBO:
         beta=1e-5, # weight of the KL divergence
         anneal=0. # share of the training in which the weight rises from 0 to beta
     ):
-        check_number('beta', beta, 0)
-        check_number('anneal', anneal, 0, 1)
-        self.config = dict(beta=beta, anneal=anneal)
-        self.beta, self.anneal = beta, anneal
-        self.weight = beta
+        self.beta = self.weight = check_number('beta', beta, 0)
+        self.anneal = check_number('anneal', anneal, 0, 1)
+        self.config = dict(beta=self.beta, anneal=self.anneal)
 
     def set_progress(self, share):
         "Set the weight for a moment of the training, from 0 (its start) to 1."

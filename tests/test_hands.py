@@ -1,5 +1,5 @@
 "What breaks in other people's hands: consoles that lack characters, torch's defaults changed by others, the wrong one of two files, shapes and ranges."
-import gzip, struct, subprocess, sys
+import gzip, json, struct, subprocess, sys
 
 import numpy as np
 import pytest, torch
@@ -8,6 +8,7 @@ import mnistgen
 from mnistgen.ddpm import DDPM
 from mnistgen.lab.data import load_images, read_idx
 from mnistgen.lab.options import refusal
+from mnistgen.lab.store import checksum, load_checkpoint, read_header, save_checkpoint
 from mnistgen.zoo.cli import main
 from mnistgen.zoo.evaluation import evaluate, get_judge
 from mnistgen.zoo.train import train_model
@@ -109,3 +110,340 @@ def test_headers_and_paths(tmp_path, monkeypatch):
     assert len(load_images(split='test')) == 10_000
     monkeypatch.setenv('HOME', str(tmp_path))
     assert str(tmp_path/'digits') in refusal(load_images, root='~/digits')
+
+# ---- which data
+
+def write_idx(path, a):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(struct.pack(f'>I{a.ndim}I', 0x800 + a.ndim, *a.shape) + a.byte().numpy().tobytes())
+
+def write_data(folder, turn=0, dot=False):
+    "300 digits as four IDX files, turned by quarters; the names as published or as 7-zip unpacks them."
+    images = load_images(split='test')
+    for stem in ('train', 't10k'):
+        for kind, a in (('images-idx3', images.pixels[:300].rot90(turn, (1, 2)).contiguous()), ('labels-idx1', images.labels[:300])):
+            write_idx(folder/(f'{stem}-{kind}-ubyte'.replace('-idx', '.idx') if dot else f'{stem}-{kind}-ubyte'), a)
+    return folder
+
+def test_a_run_goes_on_with_its_own_data_alone(tmp_path, capsys):
+    "The header says what was read, by name and checksum; other data of the same size are refused."
+    a, b = write_data(tmp_path/'Upright'/'raw'), write_data(tmp_path/'turned', 1, dot=True)
+    line = f'train cfg-fast --epochs 1 --batch-size 64 --limit 256 --device cpu --out {tmp_path}/run --data '
+    assert main([*line.split(), str(a.parent)]) == 0
+    weights = tmp_path/'run'/'cfg-fast.safetensors'
+    images, said = load_images(root=a), read_header(weights)['data']
+    assert said == dict(name='Upright', images=256, range=[-1, 1], checksum=checksum(dict(pixels=images.pixels[:256], labels=images.labels[:256])))
+    assert main([*line.split(), str(b), '--resume']) == 2
+    assert 'was started with data' in (err := capsys.readouterr().err) and err.count('\n') == 1
+    # a state of before, which has no checksum and calls everything mnist
+    state = tmp_path/'run'/'state.safetensors'
+    tensors, header = load_checkpoint(state)
+    header['data'] = dict(name='mnist', images=256, range=[-1, 1])
+    save_checkpoint(state, tensors, header)
+    assert main([*line.split(), str(a), '--resume']) == 0
+    capsys.readouterr()
+    assert main(f'evaluate {weights} --n 4 --steps 2'.split()) == 0
+    assert f"trained on Upright: 256 images, checksum {said['checksum'][:8]}" in capsys.readouterr().out
+    assert main(f'evaluate {weights} --n 4 --steps 2 --json'.split()) == 0
+    assert json.loads(capsys.readouterr().out)['data'] == said
+
+def test_the_name_of_data_is_that_of_what_was_read(tmp_path, monkeypatch):
+    assert load_images(split='test').name == 'mnist'
+    monkeypatch.setenv('MNISTGEN_DATA', str(write_data(tmp_path/'MNIST'/'raw').parent))
+    assert load_images(split='test').name == 'MNIST, not the published files'
+    monkeypatch.setenv('MNISTGEN_DATA', str(mnistgen.lab.data.BUNDLED))
+    assert load_images(split='test').name == 'mnist'
+
+def test_data_by_name_or_folder(tmp_path, capsys):
+    for data in ('cifar', tmp_path):
+        assert main(f'train cfg-fast --epochs 1 --data {data} --out {tmp_path}/run'.split()) == 2
+        assert str(data) in (err := capsys.readouterr().err) and err.count('\n') == 1
+    assert not (tmp_path/'run').exists()
+    write_data(tmp_path/'data'/'FashionMNIST'/'raw')
+    assert load_images(root=tmp_path/'data').name == 'FashionMNIST'
+
+def test_a_trainer_of_ones_own_looks_at_its_data(tmp_path):
+    "A task that says nothing of its data is known by their checksum."
+    from mnistgen.lab.data import Batches, normalize
+    from mnistgen.lab.training import Recipe, Task, Trainer
+    from mnistgen.ldm import MLP
+    def trainer(first):
+        data = Batches(load_images(split='test').pixels[first:first + 64], batch_size=32, transform=lambda x: normalize(x)[..., :4, :4])
+        return Trainer(Task('own', MLP((1, 4, 4), 16, 1), DDPM(), data, data), Recipe(epochs=2, batch_size=32), tmp_path/'run', 'cpu')
+    trainer(0).fit()
+    assert trainer(0).fit(resume=True)['data']['checksum']
+    assert 'was started with data' in refusal(trainer(64).fit, resume=True)
+
+# ---- numbers that are numbers
+
+NUMBERS = dict(numpy=np.float32(.5), array=np.array(.5), torch=torch.tensor(.5), gradient=torch.tensor(.5, requires_grad=True))
+NOT = dict(truth=True, numpy_truth=np.bool_(True), torch_truth=torch.tensor(True), nan=float('nan'), inf=np.float32('inf'), text='.5', huge=10**400, meta=torch.empty((), device='meta'))
+
+@pytest.mark.parametrize('where', ['lr', 'weight_decay', 'minutes', 'ema', 'clip_grad', 'drop_labels', 'temperature', 'eta', 'w', 'beta', 'scale'])
+def test_a_number_is_a_finite_number_of_python(where):
+    "Scalars of numpy and torch become Python's own; what is no finite number is refused in one line, that names it."
+    from mnistgen.lab.training import Recipe
+    from mnistgen.ldm import Latents
+    from mnistgen.vae import ELBO
+    g = mnistgen.load('cfg-fast', 'cpu')
+    def read(v):
+        if where in Recipe.__dataclass_fields__: return getattr(Recipe(lr_min=0, **{where: v}), where)
+        if where == 'beta': return ELBO(v).config['beta']
+        if where == 'scale': return Latents(g.space.autoencoder, v).scale
+        return g.plan(labels=3, sampler='ddim', **{where: v}).sampling.json()[where]
+    for k, v in NUMBERS.items(): assert type(read(v)) is float and read(v) == .5, k
+    for k, v in NOT.items(): assert where in (said := refusal(read, v)) and '\n' not in said, k
+
+def test_an_integer_is_an_integer_of_python():
+    from mnistgen.lab.training import Recipe
+    from mnistgen.unet import UNet
+    g = mnistgen.load('ldm-fast', 'cpu')
+    for v in (np.int64(3), np.uint8(3), np.array(3), torch.tensor(3)):
+        for n in (g.plan(n=v).n, g.plan(seed=v).seed, g.plan(steps=v).sampling.steps, DDPM(T=v).config['T'], Recipe(epochs=v).epochs, Recipe(stages=[v]).stages[0]): assert type(n) is int and n == 3
+        assert g.sample(1, steps=2, first=v).equal(g.sample(4, steps=2)[3:])
+    for v in (True, 3., float('nan'), '3', -4):
+        for f in (lambda: g.plan(n=v), lambda: g.plan(seed=v), lambda: g.sample(1, steps=2, first=v), lambda: g.stream(1, steps=2, first=v), lambda: DDPM(T=v), lambda: Recipe(stages=[v]), lambda: Recipe(stages=v)):
+            assert '\n' not in refusal(f)
+    net = UNet(np.array([32, 32]), np.int64(1), np.int64(1), groups=np.int64(32))
+    assert json.dumps(net.config)
+
+def test_a_run_that_cannot_be_written_down_does_not_begin(tmp_path):
+    from mnistgen.lab.data import Batches, normalize
+    from mnistgen.lab.training import Recipe, Task, Trainer
+    from mnistgen.ldm import MLP
+    data = Batches(load_images(split='test').pixels[:64], batch_size=32, transform=lambda x: normalize(x)[..., :4, :4])
+    for header in (dict(note={1, 2}), dict(note=float('nan'))):
+        said = refusal(Trainer, Task('own', MLP((1, 4, 4), 16, 1), DDPM(), data, data, header=header), Recipe(epochs=1, batch_size=32), tmp_path/'run', 'cpu')
+        assert 'JSON' in said and '\n' not in said
+    recipe = Recipe(process=dict(beta=torch.tensor(.5), anneal=np.float32(.5), clip=False))
+    assert recipe.process == dict(beta=.5, anneal=.5, clip=False) and json.dumps(recipe.process)
+
+@pytest.mark.parametrize('flag', ['--minutes inf', '--minutes nan', '--epochs inf', '--batch-size nan', '--seed 1.5', '--limit inf'])
+def test_the_command_line_takes_finite_numbers(flag, tmp_path, capsys):
+    assert main(f'train cfg-fast {flag} --out {tmp_path}/run'.split()) == 2
+    assert (err := capsys.readouterr().err).count('\n') == 1 and flag.split()[1] in err and not (tmp_path/'run').exists()
+
+# ---- weights that the trainer cannot keep
+
+def test_tied_weights_are_refused_by_both_names(tmp_path):
+    from mnistgen.lab.data import Batches, normalize
+    from mnistgen.lab.training import Recipe, Task, Trainer
+    from mnistgen.ldm import MLP
+    net = MLP((1, 4, 4), 16, 2)
+    net.blocks[1].lin1.weight = net.blocks[0].lin1.weight
+    data = Batches(load_images(split='test').pixels[:64], batch_size=32, transform=lambda x: normalize(x)[..., :4, :4])
+    said = refusal(Trainer, Task('own', net, DDPM(), data, data), Recipe(epochs=1, batch_size=32), tmp_path/'run', 'cpu')
+    assert 'blocks.0.lin1.weight' in said and 'blocks.1.lin1.weight' in said and '\n' not in said and not (tmp_path/'run').exists()
+
+# ---- diffusers
+
+SMALL = dict(sample_size=8, in_channels=1, out_channels=1, block_out_channels=(32, 64), layers_per_block=1, down_block_types=('DownBlock2D', 'AttnDownBlock2D'), up_block_types=('AttnUpBlock2D', 'UpBlock2D'))
+
+def of_diffusers(**changes):
+    diffusers = pytest.importorskip('diffusers', reason='diffusers is not installed')
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return diffusers.UNet2DModel(**SMALL | changes).eval()
+
+@pytest.mark.parametrize('changes', [{}, dict(attention_head_dim=16), dict(norm_num_groups=16), dict(layers_per_block=2, in_channels=3), dict(act_fn='swish', dropout=.1)])
+def test_a_model_of_diffusers_answers_as_it_did(changes):
+    from mnistgen.unet import UNet
+    theirs = of_diffusers(**changes)
+    x, t = torch.randn(2, theirs.config.in_channels, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([3, 700])
+    with torch.no_grad():
+        want = theirs(x, t).sample
+        for net in (UNet.from_diffusers(theirs), UNet.from_diffusers(theirs.state_dict(), config=dict(theirs.config))):
+            assert (net.eval()(x, t) - want).abs().max() < 1e-5
+
+@pytest.mark.parametrize('changes', [dict(freq_shift=1), dict(flip_sin_to_cos=False), dict(act_fn='relu'), dict(downsample_padding=0), dict(mid_block_scale_factor=2), dict(norm_eps=1e-6), dict(center_input_sample=True),
+                                     dict(attention_head_dim=None), dict(downsample_type='resnet', upsample_type='resnet'), dict(resnet_time_scale_shift='scale_shift'), dict(num_class_embeds=10), dict(time_embedding_type='fourier'),
+                                     dict(add_attention=False), dict(attn_norm_num_groups=8), dict(down_block_types=('DownBlock2D', 'DownBlock2D'), up_block_types=('UpBlock2D', 'SkipUpBlock2D'))])
+def test_a_model_of_diffusers_that_differs_is_refused_by_name(changes):
+    from mnistgen.unet import UNet
+    try: theirs = of_diffusers(**changes)
+    except (ValueError, TypeError, KeyError, AttributeError) as e: pytest.skip(f'not in this diffusers: {e}')
+    said = refusal(UNet.from_diffusers, theirs)
+    assert any(k in said for k in changes) and '\n' not in said, said
+
+# ---- edges
+
+def cli(*line, env, cwd, **kw):
+    p = subprocess.run([sys.executable, '-m', 'mnistgen.zoo.cli', *map(str, line)], cwd=cwd, env=env | dict(PYTHONPATH=str(root)), capture_output=True, text=True, **kw)
+    return p.returncode, p.stdout, p.stderr
+
+@pytest.mark.parametrize('out', ['a.png', 'a.npy'])
+def test_a_full_disk_names_the_file(out, env, tmp_path):
+    "A limit on the size of files stands for the disk."
+    resource = pytest.importorskip('resource')
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+    code, _, err = cli('sample', 'ldm-fast', '--steps', 2, '--plain', '--out', out, env=env, cwd=tmp_path, preexec_fn=limit)
+    assert code == 1 and out in err and '.tmp' not in err and err.count('\n') == 1 and not list(tmp_path.iterdir()), err
+
+def test_whoever_writes_a_file_says_which(tmp_path):
+    from mnistgen.lab.store import write_atomically
+    for e in (OSError(28, 'No space left on device'), OSError('9 requested and 5 written')):
+        def fail(tmp): raise e
+        with pytest.raises(OSError) as caught: write_atomically(tmp_path/'a', fail)
+        assert str(tmp_path/'a') in str(caught.value) and 'Errno None' not in str(caught.value) and not list(tmp_path.iterdir())
+
+def test_a_process_alone_speaks_whatever_its_rank(env, tmp_path):
+    env = env | dict(RANK='1')
+    code, _, err = cli('sample', 'gan', '--out', 'a.png', env=env, cwd=tmp_path)
+    assert code == 2 and 'unknown model' in err
+    code, out, err = cli('train', 'cfg-fast', '--epochs', 1, '--batch-size', 64, '--limit', 64, '--device', 'cpu', '--out', 'a run', env=env, cwd=tmp_path)
+    assert code == 0 and "mnistgen sample 'a run/cfg-fast.safetensors'" in out and (tmp_path/'a run'/'cfg-fast.safetensors').exists(), err
+
+def test_a_home_that_cannot_be_written_leaves_nothing_behind(env, tmp_path):
+    "Paths with spaces and umlauts; a file in the place of the cache stands for a read-only home, which root would not notice."
+    home, tmp, work = [tmp_path/n for n in ('read only', 'tmp', 'Größe und Maß')]
+    for d in (home, tmp, work): d.mkdir()
+    (home/'.cache').touch()
+    home.chmod(0o500)
+    env = {k: v for k, v in env.items() if k != 'XDG_CACHE_HOME'} | dict(HOME=str(home), TMPDIR=str(tmp))
+    code, out, err = cli('sample', 'ddpm-fast', '--n', 4, '--steps', 2, '--out', 'Bilder für alle.PNG', env=env, cwd=work)
+    assert code == 0 and 'Bilder für alle.PNG: 4 images' in out, err
+    code, out, err = cli('train', 'cfg-fast', '--epochs', 1, '--batch-size', 64, '--limit', 64, '--device', 'cpu', '--out', work/'Lauf ä', env=env, cwd=work)
+    assert code == 0 and f"'{work}/Lauf ä/cfg-fast.safetensors'" in out, err
+    assert not [p for p in tmp.iterdir() if not p.name.startswith('torch')]
+
+def test_home_is_meant_by_a_tilde_in_every_path(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    write_data(tmp_path/'data')
+    assert main('train cfg-fast --epochs 1 --batch-size 64 --limit 64 --device cpu --data ~/data --out ~/run'.split()) == 0
+    assert main('train cfg-fast --epochs 1 --batch-size 64 --limit 64 --device cpu --start ~/run/cfg-fast.safetensors --out ~/further'.split()) == 0
+    assert main('sample ~/run/cfg-fast.safetensors --n 4 --steps 2 --out ~/a.NPY'.split()) == 0
+    assert main('evaluate ~/a.NPY --out ~/near.PNG'.split()) == 0
+    assert {'run', 'further', 'a.NPY', 'near.PNG'} <= {p.name for p in tmp_path.iterdir()}
+    assert mnistgen.load('~/run/cfg-fast.safetensors', 'cpu').header['data']['name'] == 'data'
+    assert refusal(load_images, root='~nobody-of-that-name/x').count('\n') == 0
+
+# ---- what a person expects
+
+@pytest.mark.parametrize('n', [2, 5, 7, 9, 64])
+def test_a_grid_is_read_back_as_it_was_drawn(n, tmp_path, capsys):
+    from mnistgen.lab.plotting import read_png, save_grid
+    line = f'sample ldm-fast --n {n} --steps 2 --out {tmp_path}'
+    assert main(f'{line}/a.png'.split()) == main(f'{line}/a.npy'.split()) == 0
+    want = torch.from_numpy(np.load(tmp_path/'a.npy'))
+    assert read_png(tmp_path/'a.png').equal(want)
+    save_grid(want, tmp_path/'b.png', scale=1, ncol=2)
+    assert read_png(tmp_path/'b.png').equal(want)
+    capsys.readouterr()
+    assert main(f'evaluate {tmp_path}/a.png --json'.split()) == main(f'evaluate {tmp_path}/a.npy --json'.split()) == 0
+    png, npy = [json.loads(l) for l in capsys.readouterr().out.splitlines()]
+    assert png['train'] == npy['train'] and png['n'] == n
+
+def test_a_folder_of_pictures(tmp_path, capsys):
+    from PIL import Image
+    from mnistgen.lab.plotting import save_grid
+    digits, folder = load_images(split='test').pixels[:9], tmp_path/'Bilder für alle'
+    folder.mkdir()
+    for i in range(4): Image.fromarray(digits[i].numpy()).convert(('L', 'RGB', 'RGBA', 'P')[i]).save(folder/f'{i}.{("png", "PNG")[i % 2]}', format='PNG')
+    save_grid(digits[4:], folder/'more.png')
+    (folder/'notes.txt').write_text('no picture')
+    np.save(tmp_path/'same.npy', digits.numpy())
+    assert main(['evaluate', str(folder), '--json']) == main(['evaluate', str(tmp_path/'same.npy'), '--json']) == 0
+    png, npy = [json.loads(l) for l in capsys.readouterr().out.splitlines()]
+    assert png['train'] == npy['train'] and png['n'] == 9
+    Image.fromarray(np.zeros((30, 41), np.uint8)).save(folder/'odd.png')
+    assert main(['evaluate', str(folder)]) == 2
+    assert 'odd.png' in (err := capsys.readouterr().err) and err.count('\n') == 1
+    assert main(['evaluate', str(tmp_path/'none.png')]) == 2
+    assert 'none.png: no such file' in capsys.readouterr().err
+
+def test_a_network_of_others_draws():
+    "A network of diffusers, and a plain net(x, t), draw what the same weights draw here."
+    from mnistgen.lab.options import Sampling
+    from mnistgen.lab.data import Pixels
+    from mnistgen.zoo.generator import Adapter, Generator
+    from mnistgen.unet import UNet
+    theirs = of_diffusers(sample_size=32)
+    ours = UNet.from_diffusers(theirs, pad_to=32)
+    draw = lambda net: Generator(net, DDPM(), Pixels(), Sampling('ddim', 3), plain=True).sample(3)
+    want = draw(ours)
+    assert (draw(Adapter(theirs, pad_to=32)) - want).abs().max() < 1e-3
+    assert draw(Adapter(lambda x, t: ours(x, t))).equal(want)
+    assert draw(Adapter(lambda x, t: (ours(x, t),))).equal(want)
+    assert (Generator(Adapter(theirs, pad_to=32), DDPM(), Pixels(), Sampling('ddim', 3)).sample(3) - want).abs().max() < 1e-3
+    g = Generator(Adapter(theirs, pad_to=32), DDPM(), Pixels(), Sampling('ddim', 3))
+    assert 'takes no labels' in refusal(g.sample, labels=3)
+    assert 'must answer a tensor' in refusal(draw, Adapter(lambda x, t: 'no'))
+
+def test_a_run_resumed_with_more_epochs_names_start(run_folder, capsys):
+    assert main(f'train cfg-fast --epochs 3 --batch-size 64 --limit 64 --device cpu --resume --out {run_folder}'.split()) == 2
+    assert f'--start {run_folder}/cfg-fast.safetensors' in (err := capsys.readouterr().err) and err.count('\n') == 1
+
+def test_resuming_nothing_says_that_it_begins_anew(tmp_path, capsys):
+    assert main(f'train cfg-fast --epochs 1 --batch-size 64 --limit 64 --device cpu --resume --out {tmp_path}/run'.split()) == 0
+    assert f'{tmp_path}/run: holds no run to resume, begins anew' in (err := capsys.readouterr().err) and err.count('\n') == 1
+
+def test_results_that_are_not_installed(tmp_path):
+    from mnistgen.lab.plotting import load_grid
+    from mnistgen.lab.store import Results
+    r = Results('x', tmp_path/'results')
+    for f in (lambda: r.read('a'), lambda: r.load('a'), lambda: r.load_arrays('a')):
+        said = refusal(f, error=FileNotFoundError)
+        assert 'a.' in said and 'clone the repository' in said and '\n' not in said
+
+# ---- damaged files
+
+def mutations(raw, n, seed):
+    "n damaged copies: bytes changed, mostly at the beginning, cut out, put in twice, cut off; the same ones each time."
+    rng = np.random.default_rng(seed)
+    for _ in range(n):
+        a = bytearray(raw)
+        for _ in range(rng.integers(1, 5)):
+            i = int(rng.integers(min(len(a), 200) if rng.random() < .7 else len(a))) if a else 0
+            kind = rng.integers(5)
+            if kind == 0 and a: a[i] = int(rng.integers(256))
+            if kind == 1 and a: a[i] ^= 1 << int(rng.integers(8))
+            if kind == 2: del a[i:i + int(rng.integers(1, 20))]
+            if kind == 3: a[i:i] = a[i:i + int(rng.integers(1, 20))]
+            if kind == 4 and rng.random() < .3: del a[i:]
+        yield bytes(a)
+
+def loaders():
+    from mnistgen.lab.plotting import read_png, save_grid
+    from mnistgen.zoo.cli import _images_of, _read_array
+    from mnistgen.zoo.models import load
+    pixels = load_images(split='test').pixels[:6]
+    def idx(p): write_idx(p, pixels)
+    def packed(p):
+        write_idx(p, pixels)
+        p.write_bytes(gzip.compress(p.read_bytes(), mtime=0))
+    return {'idx': (idx, read_idx), 'idx.gz': (packed, read_idx), 'npy': (lambda p: np.save(p, pixels.numpy()), lambda p: _images_of(p, None, None)), 'png': (lambda p: save_grid(pixels, p), read_png),
+            'safetensors': (lambda p: save_checkpoint(p, dict(a=torch.arange(6.), b=torch.ones(2, 3).half()), dict(model='ldm-fast', network={}, data=dict(name='mnist'))), load)}
+
+@pytest.mark.parametrize('kind', ['idx', 'idx.gz', 'npy', 'png', 'safetensors'])
+@pytest.mark.filterwarnings('ignore')
+def test_a_damaged_file_is_read_or_refused_in_one_line(kind, tmp_path):
+    write, read = loaders()[kind]
+    path, refused = tmp_path/f'a.{kind.removesuffix(".gz")}', 0
+    write(path)
+    for i, raw in enumerate(mutations(path.read_bytes(), 1000, 7)):
+        path.write_bytes(raw)
+        try: read(path)
+        except ValueError as e:
+            refused += 1
+            assert '\n' not in str(e) and str(path) in str(e), (i, e)
+    assert refused > 200
+
+def test_a_sealed_header_that_says_something_else_is_refused(tmp_path):
+    "Headers whose checksums are right, but whose content is not what a model of this version has."
+    tensors, header = load_checkpoint(root/'mnistgen/weights/cfg-fast.safetensors')
+    rng, keys = np.random.default_rng(3), list(header)
+    odd = [None, 3, 'x', [], {}, -1.5, True, [[1]], {'x': 1}]
+    for i in range(300):
+        changed = dict(header)
+        for _ in range(rng.integers(1, 4)):
+            k = keys[rng.integers(len(keys))]
+            if rng.random() < .3: changed.pop(k, None)
+            else: changed[k] = odd[rng.integers(len(odd))]
+        save_checkpoint(tmp_path/'a.safetensors', tensors if i % 10 == 0 else {'a': torch.zeros(2)}, changed)
+        try: repr(mnistgen.load(tmp_path/'a.safetensors', 'cpu'))
+        except ValueError as e: assert '\n' not in str(e), (i, e)
+
+def test_several_data_sets_in_a_folder_are_named(tmp_path):
+    for name in ('FashionMNIST', 'KMNIST'): write_data(tmp_path/name/'raw')
+    said = refusal(load_images, root=tmp_path)
+    assert all(str(tmp_path/name/'raw') in said for name in ('FashionMNIST', 'KMNIST')) and '\n' not in said

@@ -8,6 +8,7 @@ __all__ = ['SOURCE', 'CXXFLAGS', 'TYPE_NAMES', 'CHANNELS_LAST', 'loaded_kernels'
 
 # %% ../../nbs/lab/kernels.ipynb #685ae9fe
 import ctypes, functools, hashlib, os, platform, shutil, subprocess, sys, tempfile
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -318,14 +319,18 @@ def _build(compiler, target):
         os.replace(lib, target)
 
 # %% ../../nbs/lab/kernels.ipynb #581c8c30
+@contextmanager
 def _cache_folder():
-    "Where compiled kernels are kept: the user's cache, or, if it cannot be written, a new folder."
-    folder = Path(os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cache')/'mnistgen'
+    """Where compiled kernels are kept: the user's cache.
+
+    If it cannot be written, a folder that is gone afterwards: a library stays once it is loaded."""
     try:
+        folder = Path(os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cache')/'mnistgen'
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
-    except OSError: return Path(tempfile.mkdtemp())
-    return folder
+    except (OSError, RuntimeError): folder = None                    # the second: there is no home
+    with nullcontext(folder) if folder else tempfile.TemporaryDirectory() as path:
+        yield Path(path)
 
 # %% ../../nbs/lab/kernels.ipynb #8f7c589c
 def _open_library(compiler):
@@ -333,13 +338,14 @@ def _open_library(compiler):
     about = subprocess.run([compiler, '--version'], capture_output=True, text=True).stdout
     facts = SOURCE, CXXFLAGS, about, platform.machine(), sorted(cpu_flags())
     key = hashlib.blake2b(repr(facts).encode(), digest_size=8).hexdigest()
-    path = _cache_folder()/f'kernels-{key}.so'
-    if not path.exists(): _build(compiler, path)
     maps = Path('/proc/self/maps').read_text().splitlines()
     openmp = sorted({l.split(maxsplit=5)[-1] for l in maps if 'libgomp' in l})
     first = sorted(openmp, key=lambda p: '/torch' not in p)[:1]      # of several, PyTorch's
     for p in first: ctypes.CDLL(p, ctypes.RTLD_GLOBAL)
-    return ctypes.CDLL(str(path))
+    with _cache_folder() as folder:
+        path = folder/f'kernels-{key}.so'
+        if not path.exists(): _build(compiler, path)
+        return ctypes.CDLL(str(path))
 
 # %% ../../nbs/lab/kernels.ipynb #af9c0301
 def _declare(lib):

@@ -29,7 +29,7 @@ class Reader:
     def check(self, name, value):
         "The value that was read. ValueError, in one line, says what is accepted."
         try: return self(value)
-        except (TypeError, ValueError, OverflowError):
+        except (TypeError, ValueError, OverflowError, RuntimeError):     # the last: of torch's meta
             found = ' '.join(str(value).split())                     # in one line
             raise ValueError(f'{name} {found}: choose {self}') from None
 

@@ -63,7 +63,9 @@ def write_atomically(
     path, # of the file
     write # write(tmp) writes the content to the path it is given
 ):
-    "Write a file so that at any moment either the old or the new one is there, whole."
+    """Write a file so that at any moment either the old or the new one is there, whole.
+
+    OSError, with the name of the file, if the disk is full."""
     path = Path(path)
     tmp = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
@@ -71,6 +73,9 @@ def write_atomically(
         tmp.chmod(0o666 & ~_umask())          # some writers make private files
         with open(tmp, 'r+b') as f: os.fsync(f.fileno())
         os.replace(tmp, path)
+    except OSError as e:
+        if e.errno is None: raise OSError(f'{path}: cannot be written ({e})') from None
+        raise OSError(e.errno, e.strerror, str(path)) from None
     finally: tmp.unlink(missing_ok=True)
 
 # %% ../../nbs/lab/store.ipynb #76f31b33
@@ -153,9 +158,16 @@ class Results:
         if weights == self.weights: return
         raise ValueError(f'{path}: is of other weights: run the slow cell that stores it')
 
+    def _check_there(self, file):
+        if (self.folder/file).is_file(): return
+        raise FileNotFoundError(f'{self.folder/file} is missing: what the notebooks have stored is '
+                                'not part of the installed package, clone the repository '
+                                '(or run the slow cell that stores it)')
+
 # %% ../../nbs/lab/store.ipynb #cbe9f40d
 @patch
 def read(self:Results, name): # what a JSON file holds, whatever it belongs to
+    self._check_there(f'{name}.json')
     return json.loads((self.folder/f'{name}.json').read_text(encoding='utf-8'))
 
 # %% ../../nbs/lab/store.ipynb #f09aef4f
@@ -184,6 +196,7 @@ def save(self:Results,
 @patch
 def load_arrays(self:Results, name): # {name: array}
     "Stored arrays. ValueError if they are of other weights."
+    self._check_there(f'{name}.npz')
     arrays = np.load(self.folder/f'{name}.npz')
     weights = str(arrays['weights'])
     self._check(f'{name}.npz', weights if isinstance(self.weights, str) else json.loads(weights))

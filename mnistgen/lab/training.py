@@ -6,7 +6,7 @@
 __all__ = ['Recipe', 'ema_update', 'Task', 'Trainer', 'hold_interrupts']
 
 # %% ../../nbs/lab/training.ipynb #b6dada20
-import copy, json, math, os, shutil, signal, sys, threading, time
+import copy, json, math, os, shlex, shutil, signal, sys, threading, time
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,13 +18,14 @@ try: import fcntl
 except ImportError: fcntl = None                                    # not on Windows
 
 from .data import Batches, ShardedRNG, make_rng
-from .device import can_compile, device_info, half_dtype, keep_memory, pick_device
+from .device import (can_compile, device_info, half_dtype, keep_memory, pick_device,
+                                 process_number)
 from .engine import use_fast_kernels
 from .kernels import why_plain
 from .muon import make_optimizer
 from .options import check_choice, check_integer, check_number
-from .store import (check_writable, load_checkpoint, read_header, save_checkpoint,
-                                versions, write_atomically)
+from .store import (check_writable, checksum, load_checkpoint, read_header,
+                                save_checkpoint, versions, write_atomically)
 
 # %% ../../nbs/lab/training.ipynb #7be52149
 def _check_settings(r):
@@ -41,6 +42,8 @@ def _check_settings(r):
         if getattr(r, k) is None: continue
         setattr(r, k, check_number(k, getattr(r, k), positive=True))
     check_choice('optimizer', r.optimizer, ['adamw', 'muon'])
+    scalar = lambda v: getattr(v, 'ndim', None) == 0 and hasattr(v, 'item')    # of numpy or torch
+    r.process = {k: v.item() if scalar(v) else v for k, v in r.process.items()}
 
 # %% ../../nbs/lab/training.ipynb #b684ab76
 def _usual_stages(r):
@@ -70,7 +73,9 @@ class Recipe:
     def __post_init__(self):
         _check_settings(self)
         if self.stages is None: self.stages = _usual_stages(self)
-        self.stages = tuple(check_integer('stage', e, 1, self.epochs) for e in self.stages)
+        try: stages = list(self.stages)
+        except TypeError: raise ValueError(f'stages {self.stages}: give a list of epochs') from None
+        self.stages = tuple(check_integer('stage', e, 1, self.epochs) for e in stages)
 
 # %% ../../nbs/lab/training.ipynb #207abc4f
 @patch
@@ -121,10 +126,9 @@ class Trainer:
         self.task, self.recipe = task, recipe
         self.name, self.process = task.name, task.process
         self.train, self.test = task.train, task.test
-        self.out, self.keep_stages = Path(out), keep_stages
+        self.out, self.keep_stages = Path(os.path.expanduser(out)), keep_stages
         self.device = pick_device(device)
-        self.rank = int(os.environ.get('RANK', 0))
-        self.world = int(os.environ.get('WORLD_SIZE', 1))
+        self.rank, self.world = process_number()
         self.accelerator = _join(self.device) if self.world > 1 else None
         if recipe.batch_size < self.world:
             raise ValueError(f'batch size {recipe.batch_size}: choose at least {self.world}, '
@@ -132,7 +136,6 @@ class Trainer:
         if self.train.batch_size != recipe.batch_size:
             raise ValueError(f'batches of {self.train.batch_size}, but a recipe for '
                              f'{recipe.batch_size}: give both the same batch size')
-        self.on_main_process(lambda: check_writable(self.out/'state.safetensors'))
         self.step, self.spent = 0, spent
         self.loss_sum = self.epoch_seconds = 0.                      # of the current epoch
         self._prepare_network(plain)
@@ -140,6 +143,7 @@ class Trainer:
         small_range = self.amp_dtype is torch.float16                # bfloat16 needs no scaling
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=small_range)
         self.record = self._first_record(spent)
+        self.on_main_process(lambda: check_writable(self.out/'state.safetensors'))
 
     def autocast(self):
         return torch.autocast(self.device.type, self.amp_dtype) if self.amp_dtype else nullcontext()
@@ -150,6 +154,7 @@ def _prepare_network(self:Trainer, plain):
     "The network on its device, fast where that is possible; its average; what is run of both."
     self.amp_dtype, self.engine = None if plain else half_dtype(self.device), 'plain'
     self.net = self.task.net.to(self.device)
+    _check_not_tied(self.net)
     parameters = dict(self.net.named_parameters())
     if others := [k for k in self.net.state_dict() if k not in parameters]:
         raise ValueError(f'{others[0]} is no parameter: the trainer keeps and averages nothing '
@@ -176,16 +181,37 @@ def _make_fast(self:Trainer):
         else: reason = 'torch.compile does not work here: training runs uncompiled, and slower'
     if reason and self.rank == 0: print(reason, file=sys.stderr)
 
+# %% ../../nbs/lab/training.ipynb #28e6e777
+def _check_not_tied(net):
+    "ValueError if a parameter has two names: a file of weights has it under one of them only."
+    first = {p: k for k, p in net.named_parameters()}
+    for k, p in net.named_parameters(remove_duplicate=False):
+        if first[p] == k: continue
+        raise ValueError(f'{first[p]} and {k} are one and the same tensor: the trainer keeps each '
+                         'parameter under one name (give the layers weights of their own)')
+
+# %% ../../nbs/lab/training.ipynb #88a8bdd9
+def _data_of(batches):
+    "What is known of data of which the task says nothing: a checksum of items and labels."
+    labels = {} if batches.labels is None else dict(labels=batches.labels)
+    return dict(checksum=checksum(dict(x=batches.x, **labels)))
+
 # %% ../../nbs/lab/training.ipynb #54382e41
 @patch
 def _first_record(self:Trainer, spent): # JSON-ready
     "What a run writes down: what is trained, with what, on what; later, what came of it."
     parameters = sum(p.numel() for p in self.net.parameters())
     precision = str(self.amp_dtype or torch.float32).split('.')[-1]
-    return dict(model=self.name, parameters=parameters, items=len(self.train.x),
-                recipe=asdict(self.recipe), device=device_info(self.device), processes=self.world,
-                precision=precision, engine=self.engine, setup_seconds=spent, **versions(),
-                **self.task.header, history=[])
+    header = self.task.header
+    if 'data' not in header: header = header | dict(data=_data_of(self.train))
+    record = dict(model=self.name, parameters=parameters, items=len(self.train.x),
+                  recipe=asdict(self.recipe), device=device_info(self.device), processes=self.world,
+                  precision=precision, engine=self.engine, setup_seconds=spent, **versions(),
+                  **header, history=[])
+    try: json.dumps(record, allow_nan=False)  # rather now than after an epoch
+    except (TypeError, ValueError) as e:
+        raise ValueError(f'the record of the run cannot be written as JSON: {e}') from None
+    return record
 
 # %% ../../nbs/lab/training.ipynb #48338983
 @patch
@@ -386,11 +412,17 @@ def _check_same_run(self:Trainer, header):
         raise ValueError(f'{self.out}/state.safetensors: holds weights, not the state of a run')
     def identity(record):
         return json.loads(json.dumps({k: record.get(k) for k in IDENTITY} | record['recipe']))
-    mine = identity(self.record)
-    differ = [f'{k} {v}' for k, v in identity(header).items() if not _same(v, mine.get(k))]
+    mine, stored = identity(self.record), identity(header)
+    # before there was a checksum, any data were called mnist
+    data = stored['data'] = stored['data'] or {}
+    if 'checksum' not in data: data.pop('name', None)
+    differ = [f'{k} {v}' for k, v in stored.items() if not _same(v, mine.get(k))]
     if differ:
+        longer = 'epochs' in [d.split()[0] for d in differ] and header.get('history')
+        weights = shlex.quote(str(self.out/f'{self.name}.safetensors'))
+        further = f' (for more epochs of its weights: --start {weights})' if longer else ''
         raise ValueError(f"{self.out}: was started with {', '.join(differ)}: resume it with the "
-                         'same settings, or choose another folder')
+                         f'same settings, or choose another folder{further}')
 
 # %% ../../nbs/lab/training.ipynb #69dd0535
 @patch
@@ -488,6 +520,8 @@ def fit(self:Trainer,
             self.restore()
             # the end may have come between the state and what is made of it
             if not self.on_main_process(self._written): self.save()
+        elif resume and self.rank == 0:
+            print(f'{self.out}: holds no run to resume, begins anew', file=sys.stderr)
         if self.ended and not self.step:
             raise ValueError(f'the {self.recipe.minutes:g} minutes are over before the first step: '
                              'choose more')

@@ -6,14 +6,14 @@
 __all__ = ['COMMANDS', 'list_models', 'sample', 'train', 'evaluate', 'main']
 
 # %% ../../nbs/zoo/cli.ipynb #acbace0f
-import argparse, inspect, os, sys
+import argparse, inspect, os, shlex, sys
 from pathlib import Path
 
 from fastcore.docments import docments
 from fastcore.script import Param, store_true
 
 from ..lab.data import check_labels
-from ..lab.device import own_defaults
+from ..lab.device import own_defaults, process_number
 from ..lab.kernels import why_plain
 from ..lab.options import check_integer, in_words, sampler_options, samplers_with
 from ..lab.store import check_writable, read_header
@@ -62,7 +62,7 @@ def _save_images(
     from mnistgen.lab.plotting import save_grid
     from mnistgen.lab.store import write_atomically
     def write(tmp):
-        if path.suffix == '.png': return save_grid(pixels, tmp)
+        if path.suffix.lower() == '.png': return save_grid(pixels, tmp)
         import numpy as np
         with open(tmp, 'wb') as f: np.save(f, pixels.numpy())
     write_atomically(path, write)
@@ -83,7 +83,7 @@ def sample(
 ):
     "Draw images from a trained model."
     from mnistgen.lab.data import to_uint8
-    if out is None or Path(out).suffix not in ('.png', '.npy'):
+    if out is None or Path(out).suffix.lower() not in ('.png', '.npy'):
         raise ValueError(f'--out {out or ""}: give a file that ends in .png or .npy')
     digits, options = _digits(labels), _read_options(options)
     if n is None: n = 64 + -64 % len(digits) if isinstance(digits, list) else 64
@@ -98,7 +98,8 @@ def sample(
 # %% ../../nbs/zoo/cli.ipynb #10745826
 def _speaks():
     "Of several processes that a launcher started, the first one speaks."
-    return os.environ.get('RANK', '0') == '0'
+    try: return process_number()[0] == 0
+    except ValueError: return True            # so that somebody says what is wrong with the rank
 
 # %% ../../nbs/zoo/cli.ipynb #c00429cf
 def _names(model, budget):
@@ -120,7 +121,8 @@ def train(
     plain:store_true=False, # float32, and none of the engine's tricks
     limit:int=None, # train on the first so many images only, for a trial
     start:str=None, # train these weights further: a model's name, or a .safetensors file
-    autoencoder:str=None # of latent models: a name or a .safetensors file (default: bundled)
+    autoencoder:str=None, # of latent models: a name or a .safetensors file (default: bundled)
+    data:str=None # mnist, fashion-mnist, kmnist, emnist-digits, or a folder (default: mnist)
 ):
     "Train a model. Writes weights, the state to resume from, the record and samples at stages."
     if limit is not None: check_integer('limit', limit, 1)
@@ -131,7 +133,8 @@ def train(
     for name in names:
         folder = Path(out) if out and model != 'all' else Path(out or 'runs')/name
         record = train_model(name, budget, epochs, minutes, batch_size, seed, folder, resume,
-                             device, plain, limit, start, autoencoder=own[name])
+                             device, plain, limit, start, autoencoder=own[name],
+                             data=data)
         if _speaks(): _tell_trained(name, folder, record, own[name])
 
 # %% ../../nbs/zoo/cli.ipynb #b2e22932
@@ -141,29 +144,52 @@ def _tell_trained(name, folder, record, autoencoder):
     done = read_header(weights)['epochs']
     print(f"{weights}: {done:g} epoch{'s'[:done != 1]}, train loss {last['train_loss']:.4f}, "
           f"eval loss {last['eval_loss']:.4f}")
-    more = f'mnistgen sample {weights}' + (f' --autoencoder {autoencoder}' if autoencoder else '')
+    more = ['mnistgen', 'sample', str(weights)]
+    if autoencoder: more += ['--autoencoder', str(autoencoder)]
     print(f"{folder/name}-epoch-{last['epoch']:03d}.png: what it draws; "
-          f'more with: {more} --out digits.png')
+          f'more with: {shlex.join(more)} --out digits.png')
 
 # %% ../../nbs/zoo/cli.ipynb #590492a5
 def _read_array(path):
     "The array in a .npy file. ValueError, in one line, if there is none."
-    import zipfile, numpy as np
+    import numpy as np
     try: a = np.load(path, allow_pickle=False)
     except FileNotFoundError: raise ValueError(f'{path}: no such file') from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+    except Exception:                         # whatever numpy meets in a damaged file
         raise ValueError(f'{path}: not an array in a .npy file (uint8, n×28×28)') from None
     if isinstance(a, np.ndarray): return a
     raise ValueError(f'{path}: an archive of arrays, give a .npy file')
 
+# %% ../../nbs/zoo/cli.ipynb #212426d2
+def _pictures(folder):
+    "The PNG files of a folder, in the order of their names."
+    return sorted(p for p in Path(folder).iterdir() if p.suffix.lower() == '.png')
+
+# %% ../../nbs/zoo/cli.ipynb #ada5da1f
+def _holds_images(path):
+    "Is it images that are meant: a .npy or .png file, or a folder of .png files (and no weights)?"
+    path = Path(path)
+    if path.suffix.lower() in ('.npy', '.png'): return True
+    if str(path) in MODELS or not path.is_dir() or any(path.glob('*.safetensors')): return False
+    return bool(_pictures(path))
+
+# %% ../../nbs/zoo/cli.ipynb #7c7aea85
+def _read_images(path):
+    "The array in a .npy file, or the images in a PNG file or in all those of a folder."
+    from mnistgen.lab.plotting import read_png
+    if Path(path).is_dir():
+        import torch
+        return torch.cat([read_png(p) for p in _pictures(path)])
+    return read_png(path) if Path(path).suffix.lower() == '.png' else _read_array(path)
+
 # %% ../../nbs/zoo/cli.ipynb #be8d27b2
 def _images_of(path, n, labels):
-    "Images, and the digits asked for, from .npy files."
+    "Images, and the digits asked for, from files."
     from mnistgen.zoo.evaluation import check_images
-    try: images = check_images(_read_array(path))
+    try: images = check_images(_read_images(path))
     except ValueError as e:
         raise ValueError(str(e) if str(path) in str(e) else f'{path}: {e}') from None
-    given = _read_array(labels) if labels and labels.endswith('.npy') else _digits(labels)
+    given = _read_array(labels) if labels and labels.lower().endswith('.npy') else _digits(labels)
     digits = check_labels(given, len(images))
     n = len(images) if n is None else check_integer('n', n, 2, len(images))
     return images[:n], None if digits is None else digits[:n]
@@ -181,8 +207,17 @@ def _samples_of(model, n, labels, seed, device, plain, autoencoder, **choices):
         _warn(g)
         return g.sample(**args, progress=sys.stderr.isatty())
     way = plan.sampling.json() if plan.sampling else {}
-    about = dict(model=model, **way, seed=seed, weights=g.header.get('checksum'))
+    about = dict(model=model, **way, seed=seed, weights=g.header.get('checksum'),
+                 data=g.header.get('data'))
     return draw, plan, about
+
+# %% ../../nbs/zoo/cli.ipynb #8afc429b
+def _trained_on(data):
+    "In words, what the header of weights says of the data of their training."
+    known = data.get('checksum')
+    which = f', checksum {known[:8]}' if known else ' (by its name alone, it has no checksum)'
+    name, images = data.get('name', 'data'), data.get('images')
+    return f'trained on {name}' + (f': {images:,} images' if images else '') + which
 
 # %% ../../nbs/zoo/cli.ipynb #99fa3193
 def _most_memory():
@@ -194,7 +229,7 @@ def _most_memory():
 
 # %% ../../nbs/zoo/cli.ipynb #8d11f056
 def evaluate(
-    model:str, # a model's name, a .safetensors file, or images in FILE.npy (uint8, n×28×28)
+    model:str, # name, .safetensors file, or images: FILE.npy, FILE.png, a folder of PNGs
     n:int=None, # number of images (default: 10000, or all that are in the file)
     labels:str=None, # digits asked for: 7, or 0,1,2 in turn, or LABELS.npy (default: at random)
     sampler:str=None, # how to draw (default: what suits the model)
@@ -209,10 +244,10 @@ def evaluate(
 ):
     "Judge samples of a model, or images in a file, by numbers, beside what real digits score."
     import time
-    if out is not None and Path(out).suffix != '.png':
+    if out is not None and Path(out).suffix.lower() != '.png':
         raise ValueError(f'--out {out}: give a file that ends in .png')
     choices = dict(sampler=sampler, steps=steps, **_read_options(options))
-    if model.endswith('.npy'):
+    if _holds_images(model):
         for k, v in dict(**choices, autoencoder=autoencoder).items():
             if v is None: continue
             raise ValueError(f'--{k} {v}: the images of {model} are drawn already, leave it out')
@@ -245,6 +280,7 @@ def _report_scores(images, digits, about, how, json, out, drawing):
     print(scores)
     print(f"{how}; sampled in {drawing:.0f} s, scored in {seconds['scoring']:.0f} s"
           + (f', {memory} MB of memory at most' if memory else ''))
+    if about.get('data'): print(_trained_on(about['data']))
     if out: print(f'{out}: the samples nearest to training images over those, '
                   'and the first samples over theirs')
 
@@ -300,7 +336,9 @@ def _run(argv):
     if not argv: raise ValueError(usage)
     if argv[0] not in COMMANDS:
         raise ValueError(f"unknown command '{argv[0]}': choose {', '.join(COMMANDS)}")
-    COMMANDS[argv[0]](**vars(_parser(argv[0]).parse_args(argv[1:])))
+    given = vars(_parser(argv[0]).parse_args(argv[1:]))
+    home = lambda v: os.path.expanduser(v) if isinstance(v, str) else v    # as in --out=~/a.png
+    COMMANDS[argv[0]](**{k: home(v) for k, v in given.items()})
 
 # %% ../../nbs/zoo/cli.ipynb #e081922d
 def _print_anything():
@@ -339,7 +377,7 @@ def main(
 #| eval: false
 if __name__ == '__main__':
     code = main()
-    if int(os.environ.get('WORLD_SIZE', 1)) > 1:
+    if os.environ.get('WORLD_SIZE', '1') != '1':
         # threads of the process group can abort Python's own way out
         sys.stdout.flush()
         sys.stderr.flush()

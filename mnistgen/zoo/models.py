@@ -7,7 +7,7 @@ __all__ = ['MODELS', 'CFG', 'import_chapters', 'Model', 'add_model', 'find_model
            'assemble', 'load', 'models']
 
 # %% ../../nbs/zoo/models.ipynb #27232004
-import importlib, json, pkgutil
+import importlib, json, os, pkgutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -171,9 +171,10 @@ def weights_of(
     model # a name, or the path of a .safetensors file
 ) -> Path:
     "The file of weights that is meant. ValueError, with what there is, if it is not there."
-    if str(model).endswith('.safetensors'): return Path(model)
-    if str(model) not in MODELS and Path(str(model)).is_dir():
-        raise ValueError(f'{model}: a folder, {_weights_in(model)}')
+    path = Path(os.path.expanduser(str(model)))
+    if path.suffix.lower() == '.safetensors': return path
+    if str(model) not in MODELS and path.is_dir():
+        raise ValueError(f'{model}: a folder, {_weights_in(path)}')
     path = WEIGHTS/f'{find_model(model).name}.safetensors'
     if path.is_file(): return path
     raise ValueError(f"the model '{model}' has no bundled weights in this installation "
@@ -239,6 +240,7 @@ def assemble(
     net.load_state_dict({k: v.float() for k, v in tensors.items()})
     space = Latents(load(path, device, plain), learned['scale']) if path else model.space()
     out = model.kind.of(net, process, space, model.sampling, header, device, plain)
+    epochs_of(header)                         # a number, or an error
     out._shared = False                       # nobody else has this network
     return out
 
@@ -254,8 +256,8 @@ def load(
     path = weights_of(model)
     tensors, header = read_weights(path)
     try: return assemble(tensors, header, device, plain, autoencoder)
-    except (KeyError, TypeError, RuntimeError) as e:
-        reason = f'{type(e).__name__}: {str(e).splitlines()[0]}'
+    except (LookupError, TypeError, RuntimeError, AttributeError, ArithmeticError) as e:
+        reason = ' '.join([f'{type(e).__name__}:', *str(e).splitlines()[:1]])
         raise ValueError(f'{path}: not the weights of a model of this version ({reason})') from None
 
 # %% ../../nbs/zoo/models.ipynb #3d399e0d

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from ..lab.data import Batches, load_images
+from ..lab.data import Batches, describe_data, find_images
 from ..lab.device import own_defaults, pick_device
 from ..lab.options import check_choice, check_integer
 from ..lab.training import Recipe, Task, Trainer
@@ -68,12 +68,13 @@ def start_from(
 def batches_for(
     net, space, recipe, # what is trained, where, and how
     limit=None, # use only the first so many images, for a trial
-    device='cpu'
+    device='cpu',
+    data=None # as for find_images
 ) -> tuple: # Batches of training images, Batches of test images
     "What a network is trained and evaluated on."
     out = []
     for split, drop in (('train', recipe.drop_labels), ('test', 0.)):
-        images = load_images(split=split)
+        images = find_images(data, split)
         pixels = images.pixels[:limit]
         labels = images.labels[:limit] if getattr(net, 'labels', {}) else None
         x, transform = pixels, space.encode
@@ -105,7 +106,8 @@ def train_model(
     limit=None, # use only the first so many training images, for a trial
     start=None, # train these weights further: a name, or the path of a .safetensors file
     since=None, # the time.time() from which the minutes count; None: from the first step
-    autoencoder=None # in whose latents a latent model works: a name or a file; None: its own
+    autoencoder=None, # in whose latents a latent model works: a name or a file; None: its own
+    data=None # what is trained on: a name, or a folder with IDX files; None: 'mnist'
 ) -> dict: # the record of the run
     "Train a model by name, into a folder. Its weights can be given to `load`."
     model, file = find_model(name), autoencoder_of(name, autoencoder)
@@ -113,32 +115,34 @@ def train_model(
                                seed=seed)
     device = pick_device(device)
     space = Latents(load(file, device, plain)) if file else model.space()
-    images = len(load_images().pixels[:limit])
-    check_integer('batch size', recipe.batch_size, 1, images)
+    if limit is not None: limit = check_integer('limit', limit, 1)
+    about_data = describe_data(find_images(data), limit)
+    check_integer('batch size', recipe.batch_size, 1, about_data['images'])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         net = model.net(**model.network)
     process = model.process(**recipe.process)
     header = dict(budget=about, network=net.config, process_config=process.config,
-                  data=dict(name='mnist', images=images, range=[-1, 1]))
+                  data=about_data)
     latents = space.config if file else None
     if start is not None: header['start'] = start_from(start, net, process, latents)
     if file:
         _check_takes(net, space, name)
         header['autoencoder'] = latents
-    task = task_for(model, net, process, space, recipe, limit, device, plain, header)
+    task = task_for(model, net, process, space, recipe, limit, device, plain, header, data)
     spent = 0. if since is None else time.time() - since
     trainer = Trainer(task, recipe, out or Path('runs')/name, device, plain, spent,
                       keep_stages=model.kind.keep_stages)
     return trainer.fit(resume)
 
 # %% ../../nbs/zoo/train.ipynb #38046d3b
-def task_for(model, net, process, space, recipe, limit, device, plain, header) -> Task:
+def task_for(model, net, process, space, recipe, limit, device, plain, header,
+             data=None) -> Task:
     "What a trainer is told of a model: the network, its data, what to draw and what to measure."
-    train, test = batches_for(net, space, recipe, limit, device)
+    train, test = batches_for(net, space, recipe, limit, device, data)
     ready = lambda net: model.kind.of(net, process, space, model.sampling, None, device, plain)
-    pixels = lambda split: load_images(split=split).pixels[:limit]
+    pixels = lambda split: find_images(data, split).pixels[:limit]
     measures = {k: lambda net, f=f: f(ready(net), pixels('train'))
                 for k, f in model.kind.measures.items()}
     return Task(model.name, net, process, train, test, header=header, measures=measures,
-                preview=lambda net: ready(net).preview(load_images(split='test').pixels))
+                preview=lambda net: ready(net).preview(find_images(data, 'test').pixels))
