@@ -7,6 +7,7 @@ Parts, each a file of results, results/NAME-PART.json with NAME as --name has it
 - choices: times and couplings of training, on the network of `rf-fast`, with equal budgets and two
   seeds (trained here, 8 minutes each); the loss by time, and samples by Euler and midpoint
 - losses: the mean squared error of the velocity by the share of noise
+- guided: guidance scales, and CFG-Zero*, for a network that takes labels
 - blur: samples of flows and of diffusion models by distance, sharpness and confidence
 - time: ten samples, beside diffusers' network and scheduler
 
@@ -38,16 +39,17 @@ AGAIN = (8, 10, 50)                           # on three sets of samples
 EACH = {'midpoint': 2, 'heun': 2, 'rk4': 4}   # evaluations of a step, where it is more than one
 
 def sampling(solver, nfe):
-    "A solver with so many evaluations; None if it cannot have them."
-    each = EACH.get(solver, 1)
-    if nfe % each: return None
-    return Sampling(solver, nfe//each, **({'eta': 1.} if solver == 'ddim' else {}))
+    "A solver, 'NAME' or 'NAME, SPACING', with so many evaluations; None if it cannot have them."
+    name, _, spacing = solver.partition(', ')
+    each, options = EACH.get(name, 1), {'spacing': spacing} if spacing else {}
+    if name == 'ddim': options['eta'] = 1.
+    return None if nfe % each else Sampling(name, nfe//each, **options)
 
 # ---- a row
 
 def asked(g, way):
-    "The arguments of `sample` for a way: how, and which digits; guidance is off."
-    options = way.sampling.json() | ({'w': 1.} if g.labels else {})
+    "The arguments of `sample` for a way: how, and which digits; guidance is off if nothing is said."
+    options = ({'w': 1.} if g.labels else {}) | way.sampling.json()
     return dict(n=way.n, labels=labels_of(g, way), seed=way.seed, first=way.first, **options)
 
 def row(g, way, batch_size=500):
@@ -63,7 +65,8 @@ def row(g, way, batch_size=500):
 
 # ---- the parts
 
-SOLVERS = ('euler', 'midpoint', 'heun', 'rk4', 'dpm++', 'unipc', 'ddim')
+SOLVERS = ('euler', 'midpoint', 'heun', 'rk4', 'dpm++', 'unipc', 'dpm++, log-snr', 'unipc, log-snr',
+           'ddim')
 TOLERANCES = (.3, .1, .03, .01)
 
 def curve(g, name, lean):
@@ -78,16 +81,22 @@ def curve(g, name, lean):
     for tol in () if lean else TOLERANCES:
         rows.add('adaptive', Way(Sampling('adaptive', rtol=tol, atol=tol)), row)
 
+class PlainTime(RectifiedFlow):
+    "A rectified flow whose network sees times from 0 to 1, not to 1000."
+    def clock(self, t): return t
+    def time_of(self, clock): return clock
+
 CHOICES = {'uniform': {}, 'logit-normal': dict(times='logit-normal'),
            'transport': dict(coupling='transport'),
-           'logit-normal, transport': dict(times='logit-normal', coupling='transport')}
+           'logit-normal, transport': dict(times='logit-normal', coupling='transport'),
+           'logit-normal, t from 0 to 1': dict(times='logit-normal', of=PlainTime)}
 
-def trained(what, process, seed, epochs=30):
+def trained(what, seed, epochs=30, of=RectifiedFlow, **process):
     "`rf-fast` trained so; from a file if it has been trained before."
     name = f"rf-fast-{what.replace(', ', '-')}-{seed}"
     model, out = MODELS['rf-fast'], KEPT/name
     recipe = replace(model.recipes['quick'], epochs=epochs, stages=None, process=process)
-    MODELS[name] = replace(model, name=name, recipes=dict(quick=recipe))
+    MODELS[name] = replace(model, name=name, recipes=dict(quick=recipe), process=of)
     if not (out/f'{name}.safetensors').exists(): train_model(name, seed=seed, out=out)
     return mnistgen.load(out/f'{name}.safetensors', 'cpu')
 
@@ -98,7 +107,7 @@ def loss_by_time(g, n=10_000, bins=10, batch_size=500):
     The velocity is ε - x0, whatever the network predicts, and times are even in τ: for a
     rectified flow the mean of them all is the loss of Eq. 14."""
     images, rng, p = load_images(split='test'), make_rng('loss by time'), g.process
-    x0 = g.space.encode_data(images)[:n]
+    x0 = g.space.encode(images.pixels[:n])
     label = images.labels[:n] if g.labels else None
     τ, ε, net = (torch.arange(n) + .5)/n, draw(torch.randn, x0.shape, rng), g.network()
     τ, errors = τ[torch.randperm(n, generator=rng)], []
@@ -121,18 +130,32 @@ def choices(g, name, lean):
     ways = [Sampling('euler', 50, w=1.), Sampling('euler', 8, w=1.), Sampling('midpoint', 4, w=1.)]
     for seed in (0, 1):
         for what, process in CHOICES.items():
-            g = trained(what, process, seed)
+            g = trained(what, seed, **process)
             record = dict(name=what, seed=seed, epochs=g.header['epochs'],
                           eval_loss=g.header['eval_loss'], loss_by_time=loss_by_time(g))
             found.append(record | dict(rows=[row(g, Way(s)) for s in ways]))
             results.save('rf-choices', **about(), runs=found)
 
 def blur(g, name, lean):
+    """What could make samples of a flow blurry: the number of steps, the last ones, the order, no
+    fresh noise. For a diffusion model: the report's 1,000 steps of DDPM, and Euler's."""
     rows = Rows(g, f'{name}-blur')
-    flow = isinstance(g.process, RectifiedFlow)
-    ways = [sampling('euler', 50), sampling('midpoint', 50), sampling('midpoint', 20)]
-    if not flow: ways = [Sampling('ddim', 50, eta=1.), sampling('euler', 50), Sampling('ddpm', 1000)]
+    ways = [sampling('euler', 50), Sampling('midpoint', 25), Sampling('euler', 50, spacing=2.),
+            sampling('ddim', 50)]
+    if not isinstance(g.process, RectifiedFlow): ways = [sampling('euler', 50), sampling('ddim', 50)]
+    elif not lean: ways += [sampling('euler', 200)]
     for way in ways: rows.add('samples', Way(way), row)
+    if isinstance(g.process, RectifiedFlow): return
+    rows.add('samples', Way(Sampling('ddpm', 1000), n=500 if lean else 2000), row)
+
+def guided(g, name, lean):
+    "Guidance on a flow, and CFG-Zero*: the unconditional answer scaled, and a flow that waits."
+    rows = Rows(g, f'{name}-guided')
+    for w in (0., 1., 1.5, 3., 10.): rows.add('plain', Way(Sampling('midpoint', 5, w=w)), row)
+    for w in (1.5, 3.):
+        for how, options in dict(plain={}, scaled=dict(zero_star=True), waits=dict(zero_init=.04),
+                                 both=dict(zero_star=True, zero_init=.04)).items():
+            rows.add(how, Way(Sampling('euler', 50, w=w, **options)), row)
 
 def diffusers_flow(channels, size, n=10):
     "Ten samples with diffusers' UNet2DModel and FlowMatchEulerDiscreteScheduler, Euler-50."
@@ -171,7 +194,7 @@ def timing(g, name, lean, rounds=3):
     for k, t in median.items(): print(f'{k}: {t:.3f} s')
     Results(None, RESULTS).save('rf-time', rounds=rounds, n=10, seconds=median, **about())
 
-PARTS = dict(curve=curve, losses=losses, choices=choices, blur=blur, time=timing)
+PARTS = dict(curve=curve, losses=losses, guided=guided, choices=choices, blur=blur, time=timing)
 
 if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__,

@@ -211,7 +211,7 @@ def sample_rk4(net, process, x, # as for sample_euler
 def sample_dpmpp(net, process, x, # as for sample_euler
     steps=20, # one evaluation each
     label=None, noise=None, *,
-    spacing:SPACING='log-snr' # leading ends at 0, trailing begins at T-1, p: as iᵖ; or log-snr
+    spacing:SPACING='trailing' # leading ends at 0, trailing begins at T-1, p: as iᵖ; or log-snr
 ): # yields (t, x, x̂0), as sample_euler
     "DPM-Solver++(2M) (Lu et al., 2022): two steps' predictions, order 2 with one evaluation each."
     yield from _multistep(net, process, x, steps, label, spacing)
@@ -227,7 +227,8 @@ def _multistep(net, process, x, steps, label, spacing, correct=False):
         λ, λ_s = _half_log_snr(a, b), _half_log_snr(a_s, b_s)
         x0_hat, _ = process.denoise(net, x, t, label)
         if correct and step: x = _corrected(*step, x0_hat)
-        D, h, r = x0_hat, λ_s - λ, None
+        h, r = λ_s - λ, None
+        D = x0_hat
         if before is not None and b_s:
             r = (λ - λ_before)/h
             D = x0_hat + (x0_hat - before)/(2*r)
@@ -247,7 +248,7 @@ def _half_log_snr(a, b):
 def sample_unipc(net, process, x, # as for sample_euler
     steps=20, # one evaluation each
     label=None, noise=None, *,
-    spacing:SPACING='log-snr' # leading ends at 0, trailing begins at T-1, p: as iᵖ; or log-snr
+    spacing:SPACING='trailing' # leading ends at 0, trailing begins at T-1, p: as iᵖ; or log-snr
 ): # yields (t, x, x̂0), as sample_euler
     "UniPC of order 2 (Zhao et al., 2023): DPM-Solver++(2M), each step corrected at its end."
     yield from _multistep(net, process, x, steps, label, spacing, correct=True)

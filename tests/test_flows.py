@@ -123,7 +123,7 @@ def test_dpm_solver_is_the_formula_in_sigma(process, x):
     "In y = x/a and σ = b/a, as k-diffusion has it; the first step of a flow, from σ = ∞, begins at the mean."
     path = process.path(12, 'log-snr')
     (a, b), before, h_before = process.levels(path[0][0]), None, None
-    ours = last(SAMPLERS['dpm++'](toy, process, x, 12))
+    ours = last(SAMPLERS['dpm++'](toy, process, x, 12, spacing='log-snr'))
     theirs = x
     for t, s in path:
         (a, b), (a_s, b_s) = process.levels(t), process.levels(s)

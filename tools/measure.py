@@ -54,7 +54,9 @@ PLANS = {'ddpm': [
     *(Way(ddim(S, eta)) for eta in (0., 1.) for S in (20, 50, 100)),
     Way(DDPM),
 ], 'cfg-concat': [], 'cfg-xattn': [], 'cfg-fast': [],                # python benchmarks/guidance.py
-    'rf': [], 'rf-latent': [], 'rf-fast': []}                        # python benchmarks/flows.py
+    'rf': [], 'rf-latent': [],                                       # python benchmarks/flows.py
+    'rf-fast': [Way(Sampling('midpoint', 50, w=1.), n=10_000)],
+}
 AVERAGING = Way(ddim(50, 1.))
 
 def headline_of(model):
