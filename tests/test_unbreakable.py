@@ -102,10 +102,11 @@ def step(run): return load_checkpoint(run/'state.safetensors')[1]['step'] if (ru
 
 def assert_goes_on(run, train, undisturbed, least=0, more=''):
     "Resumed, a run does the steps that its state lacks, and no others, and leaves what the undisturbed one left: weights, optimiser, losses, files."
-    begin = step(run)
+    begin = step(run)                                                             # 0: nothing has been saved
     assert begin >= least
     r = train(run, more=f'{more} --resume')
-    assert r.steps == undisturbed[1][begin:] and r.err == ''
+    said = '' if begin else f'{run}: holds no run to resume, begins anew\n'
+    assert r.steps == undisturbed[1][begin:] and r.err == said
     (a, header), (b, wanted) = [load_checkpoint(d/'state.safetensors') for d in (run, undisturbed[0])]
     assert a.keys() == b.keys() and all(a[k].equal(b[k]) for k in a)
     losses = lambda h: [[e[k] for k in ('epoch', 'step', 'train_loss', 'eval_loss', 'lr')] for e in h['history']]
