@@ -7,8 +7,10 @@ from conftest import root
 import mnistgen
 from mnistgen.ddpm import DDPM
 from mnistgen.lab.data import load_images, read_idx
+from mnistgen.lab.engine import freeze
 from mnistgen.lab.options import refusal
 from mnistgen.lab.store import checksum, load_checkpoint, read_header, save_checkpoint
+from mnistgen.unet import UNet
 from mnistgen.zoo.cli import main
 from mnistgen.zoo.evaluation import evaluate, get_judge
 from mnistgen.zoo.train import train_model
@@ -447,3 +449,47 @@ def test_several_data_sets_in_a_folder_are_named(tmp_path):
     for name in ('FashionMNIST', 'KMNIST'): write_data(tmp_path/name/'raw')
     said = refusal(load_images, root=tmp_path)
     assert all(str(tmp_path/name/'raw') in said for name in ('FashionMNIST', 'KMNIST')) and '\n' not in said
+
+# ---- networks that were changed
+
+def _convolutions(net): return [m for m in net.modules() if isinstance(m, torch.nn.Conv2d)]
+
+def _circular(net):
+    for m in _convolutions(net):
+        if m.padding == (1, 1) and m.stride == (1, 1): m.padding_mode, m._reversed_padding_repeated_twice = 'circular', [1]*4
+
+def _replaced_forward(net):
+    conv = _convolutions(net)[3]
+    conv.forward = lambda x, forward=conv.forward: 10*forward(x)
+
+def _no_attention(net):
+    for name, m in list(net.named_modules()):
+        if type(m).__name__ == 'Attention': net.set_submodule(name, torch.nn.Identity())
+
+CHANGES = {'circular padding': _circular, 'a replaced forward': _replaced_forward, 'no attention': _no_attention,
+           'a hook': lambda net: _convolutions(net)[3].register_forward_hook(lambda m, args, out: 10*out),
+           'a hook before': lambda net: _convolutions(net)[3].register_forward_pre_hook(lambda m, args: (10*args[0],)),
+           'no bias': lambda net: setattr(_convolutions(net)[3], 'bias', None),
+           'weight norm': lambda net: torch.nn.utils.parametrizations.weight_norm(_convolutions(net)[3])}
+
+@pytest.mark.parametrize('what', CHANGES)
+def test_a_network_that_was_changed_answers_as_it_does(what):
+    "The engine replaces what it knows and nothing else: the frozen network differs by rounding, as far as the unchanged one does."
+    def off(change):
+        net, rng = UNet(channels=(32, 64), attention=(False, True)).eval(), torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for p in net.parameters(): p.copy_((.1 if p.ndim > 1 else 1.)*torch.randn(p.shape, generator=rng))
+            x, t = torch.randn(2, 1, 28, 28, generator=rng), torch.tensor([500, 20])
+            usual = net(x, t)
+            change(net)
+            out = net(x, t)
+            return (freeze(net)(x, t) - out).abs().max()/out.abs().max(), (out - usual).abs().max()/usual.abs().max()
+    (rounding, _), (error, changed) = off(lambda net: None), off(CHANGES[what])
+    assert error < 3*rounding + 1e-4
+    if what != 'weight norm': assert changed > 2*(3*rounding + 1e-4)                  # it would be seen
+
+def test_weights_changed_in_place_are_drawn_with():
+    g = mnistgen.load('ldm-fast', 'cpu')
+    before = g.sample(2, steps=2)
+    with torch.no_grad(): next(p for p in g.net.parameters() if p.ndim == 2).neg_()
+    assert not g.sample(2, steps=2).equal(before)
