@@ -22,7 +22,7 @@ setup(
                  *(f'Programming Language :: Python :: 3.{v}' for v in range(int(cfg['min_python'].split('.')[1]), 14)),
                  'Topic :: Scientific/Engineering :: Artificial Intelligence'],
     python_requires='>=' + cfg['min_python'], install_requires=cfg['requirements'].split(),
-    extras_require={'dev': cfg['dev_requirements'].split()},
+    extras_require={'dev': cfg['dev_requirements'].split(), 'export': cfg['export_requirements'].split()},
     packages=find_packages(include=[lib, f'{lib}.*']),
     package_data={lib: ['mnist/*.gz', 'weights/*.safetensors', 'weights/*.json']},     # no download: the data set and the trained models travel inside
     entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': [f'{lib}={cfg["lib_path"]}._modidx:d']},

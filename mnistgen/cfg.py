@@ -39,7 +39,7 @@ class ConcatUNet(UNet):
 @patch
 def condition(self:ConcatUNet, x, t, label=None, context=None): # input, time features, context
     "The pattern of the class, (1, H, W), joins the channels of the input."
-    label = fill_labels(label, len(x), device=x.device)
+    label = fill_labels(label, x.shape[0], device=x.device)
     pattern = self.pattern(label % 11).view(-1, *self.size)          # -1 is row 10
     return torch.cat([x, pattern.to(x.dtype)], 1), self.time(t), None
 
@@ -59,7 +59,7 @@ class CrossUNet(UNet):
 @patch
 def condition(self:CrossUNet, x, t, label=None, context=None): # input, time features, context
     "The class is a context of one token."
-    label = fill_labels(label, len(x), device=x.device)
+    label = fill_labels(label, x.shape[0], device=x.device)
     return x, self.time(t), self.embedding(label % 11)[:, None]
 
 # %% ../nbs/05_cfg.ipynb #c0f6010c
@@ -75,8 +75,8 @@ class LabelMLP(MLP):
 @patch
 def condition(self:LabelMLP, x, t, label=None): # what enters, the features that go to the blocks
     "The class is added to the features of the time."
-    check_label(self.labels, label, len(x))
-    label = fill_labels(label, len(x), device=x.device)
+    check_label(self.labels, label, x.shape[0])
+    label = fill_labels(label, x.shape[0], device=x.device)
     return x, self.time(t) + self.embedding(label % 11)
 
 # %% ../nbs/05_cfg.ipynb #c0f60001

@@ -271,6 +271,7 @@ def condition(self:UNet, x, t, label=None, context=None): # input, time features
 @patch
 def check(self:UNet, x, t, label=None, context=None):
     "One clear line for inputs that do not fit."
+    if torch.compiler.is_exporting(): return  # sizes are symbols there
     dtype, B = self.conv_in.weight.dtype, len(x)
     if x.ndim != 4 or x.shape[1] != self.in_channels or x.dtype != dtype:
         raise ValueError(f'x must be {dtype} (B, {self.in_channels}, H, W), '
@@ -294,7 +295,7 @@ def check_label(
     B # number of images
 ):
     "One clear line for a label that a network does not know."
-    if label is None: return
+    if label is None or torch.compiler.is_exporting(): return
     if not labels: raise ValueError('this network is unconditional: it takes no labels')
     shape = (B,) if len(labels) == 1 else (B, len(labels))
     if not isinstance(label, torch.Tensor):
