@@ -115,7 +115,7 @@ class Guided(nn.Module):
         labels = getattr(net, 'labels', {})
         if negative is not None and labels:
             shape = (1,) if len(labels) == 1 else (1, len(labels))
-            check_label(labels, torch.full(shape, negative), 1)
+            check_label(labels, torch.full(shape, negative, device='cpu'), 1)
         if self.in_x0 and process is None:
             raise ValueError('rescale, parallel, momentum and bound work on x̂0: give the process')
         if zero_init and getattr(process, 'predict', None) != 'velocity':
@@ -127,7 +127,7 @@ def scale_at(self:Guided,
     t # (B,) times as the network sees them, in [0, 1000)
 ): # (B, 1, 1, 1)
     "The guidance scale at a time: w within the interval, 1 outside."
-    w = torch.full(t.shape, self.w, device=t.device)
+    w = torch.full(t.shape, self.w, dtype=torch.float32, device=t.device)
     if self.interval:
         low, high = self.interval
         w = torch.where((low <= t) & (t <= high), w, 1.)

@@ -24,7 +24,7 @@ def cosine_betas(
     largest=.999 # cap, without which the last step would divide by zero
 ) -> torch.Tensor: # (T,) float64: β_0 … β_{T-1}
     "The cosine schedule (Nichol & Dhariwal, 2021; Eq. 3) as the variance added by each step."
-    t = torch.arange(T + 1, dtype=torch.float64)
+    t = torch.arange(T + 1, dtype=torch.float64, device='cpu')
     f = torch.cos((t/T + s)/(1 + s)*math.pi/2)**2
     return (1 - f[1:]/f[:-1]).clamp(max=largest)
 
@@ -34,7 +34,7 @@ def linear_betas(
     first=1e-4, last=.02 # β_0 and β_{T-1}
 ) -> torch.Tensor: # (T,) float64: β_0 … β_{T-1}
     "The linear schedule of Ho et al. (2020)."
-    return torch.linspace(first, last, T, dtype=torch.float64)
+    return torch.linspace(first, last, T, dtype=torch.float64, device='cpu')
 
 # %% ../nbs/01_ddpm.ipynb #a617fb61
 SCHEDULES = {'cosine': cosine_betas, 'linear': linear_betas}
@@ -142,7 +142,7 @@ class DDPM(Process):
                              'noise alone says nothing of it: predict x0 or v')
         self.config = dict(T=self.T, schedule=schedule, predict=predict, clip=clip, times=times,
                            weighting=weighting, zero_snr=bool(zero_snr), coupling=coupling)
-        ᾱ = torch.cat([(1 - betas).cumprod(0), torch.ones(1, dtype=torch.float64)])
+        ᾱ = torch.cat([(1 - betas).cumprod(0), betas.new_ones(1)])
         a = ᾱ.sqrt()
         if zero_snr: a[:-1] = (a[:-1] - a[-2])*a[0]/(a[0] - a[-2])
         self.ᾱ = a**2
@@ -267,7 +267,7 @@ def weight(self:Process,
     t # times (B,)
 ): # (B,)
     "How much the squared errors at the times t count in the loss."
-    if self.weighting is None: return torch.ones(len(t), device=t.device)
+    if self.weighting is None: return torch.ones_like(t, dtype=torch.float32)
     a, b = self.levels(t)
     p, q = TARGETS[self.predict](a, b)
     own = (p - q*a/b)**2                     # an error of x̂0 is one of the answer times p - q·a/b
@@ -357,7 +357,8 @@ def denoise(self:Process,
 
     ValueError for a time that the process does not have."""
     t = self.check_time(t, len(x))
-    each = t if isinstance(t, torch.Tensor) else torch.full((len(x),), t, device=x.device)
+    each, own = t, torch.int64 if isinstance(t, int) else torch.float32
+    if not isinstance(t, torch.Tensor): each = torch.full((len(x),), t, dtype=own, device=x.device)
     x0_hat, eps_hat = self.read(self.ask(net, x, each, label), x, t)
     if any(self.limits.values()):
         x0_hat, (a, b) = limit_x0(x0_hat, **self.limits), self.levels(t)

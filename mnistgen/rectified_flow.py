@@ -299,7 +299,7 @@ def sample_adaptive(net, process, x, # as for sample_euler
     "The pair of Dormand & Prince, orders 5 and 4, with a step for each sample."
     (first, _), = process.path(1, 'trailing')
     end = max(1e-3, process.straight(process.time_at(0.)))           # from here x̂0 is the image
-    τ = torch.full((len(x),), process.straight(first), device=x.device)
+    τ = x.new_full((len(x),), process.straight(first))
     z, h = x/sum(process.levels(first)), -.1*τ
     v, x0_hat = ProbabilityFlow(net, process, label)(z, τ)
     while (going := (τ > end).nonzero().flatten()).numel():
@@ -347,7 +347,7 @@ def transport(
     try: from scipy.optimize import linear_sum_assignment
     except ImportError: raise ValueError("the coupling 'transport' needs scipy") from None
     if not torch.is_grad_enabled(): return ε
-    classes = torch.zeros(len(x0), 1) if label is None else label.view(len(x0), -1)
+    classes = x0.new_zeros(len(x0), 1) if label is None else label.view(len(x0), -1)
     out = ε.clone()
     for kind in classes.unique(dim=0):
         idx = (classes == kind).all(1).nonzero().flatten()

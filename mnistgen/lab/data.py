@@ -176,12 +176,13 @@ def find_images(
 # %% ../../nbs/lab/data.ipynb #682d10b7
 def describe_data(
     images, # Images
-    limit=None # how many of them are used, from the first on; None: all
+    limit=None, # how many of them are used, from the first on; None: all
+    test=None # Images on which losses are evaluated, of which as many are used
 ) -> dict: # JSON-ready
-    "What is written down about the data of a training, with a checksum of images and labels."
-    pixels, labels = images.pixels[:limit], images.labels[:limit]
-    return dict(name=images.name, images=len(pixels), range=[-1, 1],
-                checksum=checksum(dict(pixels=pixels, labels=labels)))
+    "What is written down about the data of a training, with checksums of images and labels."
+    of = lambda d: checksum(dict(pixels=d.pixels[:limit], labels=d.labels[:limit]))
+    about = dict(name=images.name, images=len(images.pixels[:limit]), range=[-1, 1])
+    return about | dict(checksum=of(images)) | (dict(test_checksum=of(test)) if test else {})
 
 # %% ../../nbs/lab/data.ipynb #83bfe0b6
 def normalize(
@@ -274,7 +275,7 @@ def check_labels(
     kinds = list(classes)
     accepted = f'give one {kinds[0]} or a flat list of {kinds[0]}s'
     if len(kinds) > 1: accepted = f'give rows of {len(kinds)} numbers: {", ".join(kinds)}'
-    try: labels = torch.as_tensor(labels)
+    try: labels = torch.as_tensor(labels, device='cpu')
     except (TypeError, ValueError, RuntimeError):
         raise ValueError(f'labels {labels!r}: {accepted}') from None
     whole = not labels.is_floating_point() and labels.dtype != torch.bool
@@ -309,7 +310,7 @@ class ShardedRNG:
 
 # %% ../../nbs/lab/data.ipynb #bbb82abc
 def draw(
-    random, # torch.randn, torch.rand, or the like: random(shape, generator=..., device=...)
+    random, # torch.randn, torch.rand, or the like: random(shape, generator=..., dtype=..., device=...)
     shape, # (B, ...)
     rng=None, # a torch.Generator, a ShardedRNG, or None
     device='cpu'
@@ -318,8 +319,9 @@ def draw(
 
     All randomness of a loss goes through here, so that it does not depend on the number of
     processes."""
-    if not isinstance(rng, ShardedRNG): return random(shape, generator=rng, device=device)
-    drawn = random((rng.total, *shape[1:]), generator=rng.rng, device=device)
+    like = dict(dtype=torch.float32, device=device)                  # whatever torch's defaults are
+    if not isinstance(rng, ShardedRNG): return random(shape, generator=rng, **like)
+    drawn = random((rng.total, *shape[1:]), generator=rng.rng, **like)
     return drawn[rng.offset:rng.offset + shape[0]]
 
 # %% ../../nbs/lab/data.ipynb #e4b24717
@@ -357,12 +359,13 @@ class Batches:
 
     def order(self, epoch) -> torch.Tensor:
         "The permutation of epoch `epoch`, made on the CPU so that every device sees the same."
-        return torch.randperm(len(self.x), generator=make_rng('order', self.seed, index=epoch))
+        rng = make_rng('order', self.seed, index=epoch)
+        return torch.randperm(len(self.x), generator=rng, device='cpu')
 
     def labels_of(self, epoch): # (N,) or (N, K), or None
         "The labels of an epoch: a share is left out, decided by seed, epoch and item alone."
         if self.labels is None or not self.drop: return self.labels
-        chance = torch.rand(self.labels.shape, generator=make_rng('drop', self.seed, index=epoch))
+        chance = draw(torch.rand, self.labels.shape, make_rng('drop', self.seed, index=epoch))
         return self.labels.masked_fill((chance < self.drop).to(self.labels.device), -1)
 
     def part(self, rank, world) -> slice:

@@ -31,7 +31,7 @@ def style():
 # %% ../../nbs/lab/plotting.ipynb #68ee5f4d
 def _stack(images, vrange):
     "Images of any of the accepted shapes and types as floats (N, H, W) in [0, 1]."
-    images = torch.as_tensor(images)
+    images = torch.as_tensor(images, device='cpu')
     if images.ndim not in (3, 4) or images.ndim == 4 and images.shape[1] != 1:
         raise ValueError(f'images must be (N, H, W) or (N, 1, H, W), not {tuple(images.shape)}')
     if images.dtype != torch.uint8 and not images.is_floating_point():
@@ -60,7 +60,7 @@ def grid_array(
     n, h, w = images.shape
     ncol = _columns(n, ncol)
     nrow = math.ceil(n/ncol)
-    out = torch.full((nrow*(h + gap) - gap, ncol*(w + gap) - gap), background)
+    out = images.new_full((nrow*(h + gap) - gap, ncol*(w + gap) - gap), background)
     for i, im in enumerate(images):
         y, x = i//ncol*(h + gap), i % ncol*(w + gap)
         out[y:y + h, x:x + w] = im
