@@ -14,6 +14,7 @@ from pathlib import Path
 
 top = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(top))
+from mnistgen.lab.device import print_anything
 from mnistgen.lab.options import Sampling, Way
 
 CHUNK = 250
@@ -166,5 +167,6 @@ if __name__ == '__main__':
                    help='a part of the name of a way, such as "2,000" or "DDIM-50"')
     p.add_argument('--state', nargs='*', default=[],
                    help='training states whose averaged and raw weights are compared')
+    print_anything()
     a = p.parse_args()
     main(a.model, a.only, a.state)

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 
 import torch
 
+from .store import result_file
+
 # %% ../../nbs/lab/plotting.ipynb #ee3cd904
 PALETTE = ['#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#000000']
 WIDEST = 8.2                                  # inches of a figure: the page's column
@@ -88,7 +90,8 @@ def load_grid(
     "Take a grid apart again: the images of a stage, for a figure."
     import numpy as np
     from PIL import Image
-    a, ncol = torch.from_numpy(np.array(Image.open(path)))[::scale, ::scale], _columns(n, ncol)
+    a = torch.from_numpy(np.array(Image.open(result_file(path))))[::scale, ::scale]
+    ncol = _columns(n, ncol)
     step = side + gap
     image = lambda i: a[i//ncol*step:, i % ncol*step:][:side, :side]
     return torch.stack([image(i) for i in range(n)])
