@@ -180,6 +180,8 @@ def forward(self:Guided,
     "The guided answer, or none yet: `zero_init`, the first share of the time."
     self.unguided = None
     if label is None and self.guide is None: return self.net(x, t)
+    if label is not None and not isinstance(label, torch.Tensor):
+        raise ValueError(f'label must be a tensor, not {type(label).__name__}')
     waits = t > 1000*(1 - self.zero_init)
     if self.zero_init and waits.all(): return torch.zeros_like(x)
     answer = self.combine(x, t, label)

@@ -3,7 +3,7 @@ import copy, gzip, json, re, struct, subprocess, sys, warnings
 
 import numpy as np
 import pytest, torch
-from conftest import root
+from conftest import notebooks, root, tree
 import mnistgen
 from mnistgen.ddpm import DDPM
 from mnistgen.lab.data import load_images, read_idx
@@ -30,6 +30,22 @@ def test_a_console_without_greek_gets_all_the_same(encoding, env, tmp_path):
         assert code == 0 and word in out and 'codec' not in err, (line, err)
     code, out, err = command('sample', 'ldm-fast', '--eta', 'π', '--out', 'b.png')
     assert code == 2 and err.startswith('mnistgen: eta ') and 'choose a number from 0 to 1' in err and err.count('\n') == 1
+
+def test_a_console_without_a_locale(env, tmp_path):
+    "Python writes to it in a way of its own, which has no η either."
+    np.save(tmp_path/'digits.npy', load_images(split='test').pixels[:50].numpy())
+    alone = env | dict(LC_ALL='C', PYTHONUTF8='0', PYTHONCOERCECLOCALE='0', PYTHONPATH=str(root))
+    p = subprocess.run([sys.executable, '-m', 'mnistgen.zoo.cli', 'evaluate', 'digits.npy'], cwd=tmp_path, env=alone, capture_output=True)
+    assert p.returncode == 0 and b'Fr?chet' in p.stdout, p.stderr
+
+@pytest.mark.parametrize('script', [f for f in sorted(tree()) if f.parent.name in ('tools', 'benchmarks') and 'add_argument' in (root/f).read_text(encoding='utf-8')], ids=str)
+def test_scripts_print_on_any_console(script, env):
+    "Hours of measuring must not end at an η; and files are written and read in one encoding."
+    source = (root/script).read_text(encoding='utf-8')
+    p = subprocess.run([sys.executable, root/script, '--help'], env=env | dict(PYTHONIOENCODING='ascii', PYTHONPATH=str(root)), capture_output=True, text=True)
+    assert p.returncode == 0, p.stderr
+    prints = re.search(r'[^\x00-\x7f]', ''.join(re.findall(r'(?:print|say)\(.*', source))) or re.search(r'Way\(|\{SAMPLING\}', source)
+    assert not prints or 'print_anything()' in source
 
 # ---- torch's defaults
 
@@ -140,6 +156,17 @@ def test_the_file_that_was_meant_is_named(what, run_folder, tmp_path, capsys):
     said = capsys.readouterr().err
     assert said.count('\n') == 1 and str(run_folder/'cfg-fast.safetensors') in said and not list(tmp_path.iterdir())
 
+@pytest.mark.parametrize('line, meant', [('sample digits.npy --out a.npy', 'mnistgen evaluate digits.npy judges them'), ('sample run/cfg-fast.json --out a.npy', 'give run/cfg-fast.safetensors'), ('sample a.pt --out a.npy', 'give a .safetensors file'),
+    ('train cfg-fast --start digits.npy', 'mnistgen evaluate digits.npy'), ('train ldm --autoencoder digits.npy', 'mnistgen evaluate digits.npy'), ('evaluate a.pt', 'give a .safetensors file'),
+    ('train run/cfg-fast.safetensors', 'train NAME --start run/cfg-fast.safetensors'), ('train run', 'train NAME --resume --out run'), ('train digits.npy', 'where the name of a model is expected')])
+def test_a_file_of_another_kind_is_named_for_what_it_is(line, meant, run_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'run').symlink_to(run_folder)
+    (tmp_path/'a.pt').touch()
+    np.save('digits.npy', np.zeros((4, 28, 28), np.uint8))
+    assert main(line.split()) == 2
+    assert meant in (said := capsys.readouterr().err) and said.count('\n') == 1 and len(list(tmp_path.iterdir())) == 3
+
 def test_a_folder_without_weights(tmp_path, capsys):
     assert main(f'sample {tmp_path} --out a.npy'.split()) == 2
     assert 'a folder, there are no weights in it' in capsys.readouterr().err
@@ -153,6 +180,49 @@ def test_images_of_the_wrong_kind_are_refused():
     for bad in (2*x - 1, 255*x, x*float('nan')): assert 'floats must be in [0, 1]' in refusal(vae.encode, bad)
     assert vae.encode(x*1.00001).shape == (4, 2, 4, 4)
     assert get_judge().assess(x*1.00001).digits.shape == (4,)
+
+@pytest.mark.parametrize('process', ['DDPM', 'RectifiedFlow'])
+def test_what_samplers_are_given(process):
+    "Images, labels and the answers of networks, in every sampler, guided or not."
+    from mnistgen.cfg import Guided, LabelMLP
+    from mnistgen.ddim import invert_ddim
+    from mnistgen.ddpm import Noise
+    from mnistgen.lab.options import SAMPLERS
+    from mnistgen.rectified_flow import RectifiedFlow
+    p, net, x = dict(DDPM=DDPM, RectifiedFlow=RectifiedFlow)[process](), LabelMLP(width=32, blocks=1), torch.randn(4, 2, 4, 4)
+    def refused(f, net, x, label=None):
+        said = refusal(lambda: list(f(net, p, x, *[] if getattr(f, 'adaptive', False) else [2], label=label, **{} if f is invert_ddim else dict(noise=Noise(0, 4)))))
+        assert '\n' not in said
+        return said
+    for f in (*SAMPLERS.values(), invert_ddim):
+        for bad in (x[:, :, 0], (9*x).byte(), (9*x).long(), x.numpy()): assert 'floats (B, C, H, W)' in refused(f, lambda x, t, label: x, bad)
+        for answer in (x[:, :1], x[:, 0], (x,), None): assert 'the network answers' in refused(f, lambda x, t, label: answer, x)
+        for n in (net, Guided(net, p, w=3.)):
+            for label in ([0, 1, 2, 3], torch.tensor([1, 2, 3]), torch.tensor([1, 2, 3, 10]), torch.ones(4)): assert 'label' in (said := refused(f, n, x, label)) or 'digit' in said
+    assert 'leave them out' in refusal(lambda: list(SAMPLERS['adaptive'](net, p, x, 5)))
+
+def test_labels_as_bytes():
+    "As files of labels have them."
+    from mnistgen.lab.data import check_labels
+    for kind in (np.uint8, np.int16, np.int64): assert check_labels(np.array([0, 9], kind), 4).tolist() == [0, 9, 0, 9]
+    assert 'from 0 to 9' in refusal(check_labels, np.array([255], np.uint8), 1)
+
+def test_one_fact_in_one_place(tmp_path):
+    from mnistgen.lab.data import Batches
+    from mnistgen.lab.training import Recipe, Task, Trainer
+    from mnistgen.cfg import LabelMLP
+    x, labels = torch.randn(64, 2, 4, 4), torch.arange(64) % 10
+    def trainer(recipe={}, **kw):
+        data = Batches(x, labels, **dict(batch_size=32) | kw)
+        return Trainer(Task('own', LabelMLP(width=32, blocks=1), DDPM(), data, data), Recipe(**dict(epochs=1, batch_size=32) | recipe), tmp_path/'run', 'cpu')
+    for kw in (dict(batch_size=16), dict(seed=3), dict(recipe=dict(seed=3))): assert 'give both the same' in refusal(trainer, **kw)
+    assert trainer(drop=.3).record['recipe']['drop_labels'] == .3 and trainer(drop=.3, recipe=dict(seed=3), seed=3)
+
+def test_a_truth_is_a_truth():
+    from mnistgen.rectified_flow import RectifiedFlow
+    for f in (lambda v: DDPM(clip=v).config['clip'], lambda v: RectifiedFlow(clip=v).config['clip'], lambda v: DDPM(predict='v', zero_snr=v).config['zero_snr']):
+        for v in (True, np.bool_(True), torch.tensor(True)): assert f(v) is True
+        for v in ('yes', 2., 1, None): assert 'choose on or off' in refusal(f, v)
 
 def test_headers_and_paths(tmp_path, monkeypatch):
     (tmp_path/'big').write_bytes(gzip.compress(b'\0\0\x08\x03' + struct.pack('>3I', 2**31, 2**31, 4)))
@@ -483,11 +553,19 @@ def test_resuming_nothing_says_that_it_begins_anew(tmp_path, capsys):
 
 def test_results_that_are_not_installed(tmp_path):
     from mnistgen.lab.plotting import load_grid
-    from mnistgen.lab.store import Results
+    from mnistgen.lab.store import Results, read_results
     r = Results('x', tmp_path/'results')
-    for f in (lambda: r.read('a'), lambda: r.load('a'), lambda: r.load_arrays('a')):
+    for f in (lambda: r.read('a'), lambda: r.load('a'), lambda: r.load_arrays('a'), lambda: read_results('a', tmp_path), lambda: load_grid(tmp_path/'a.png', 4)):
         said = refusal(f, error=FileNotFoundError)
         assert 'a.' in said and 'clone the repository' in said and '\n' not in said
+
+@pytest.mark.parametrize('nb', notebooks(), ids=str)
+def test_results_are_opened_in_one_way(nb):
+    "By functions that say what is missing, as where a notebook is opened after pip install alone; and the package is found wherever it is."
+    cells = [''.join(c['source']) for c in json.loads((root/nb).read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code']
+    lines = [l for c in cells if not re.search(r'^#\|\s*(slow|export)', c, re.M) for l in c.splitlines()]
+    assert [l for l in lines if re.search(r'(?i)results', l) and re.search(r'np\.load\(|read_text\(|read_bytes\(|(?<!\w)open\(', l) and 'result_file' not in l] == []
+    assert [l for l in lines if re.search(r"\.\./mnistgen", l)] == []
 
 # ---- damaged files
 

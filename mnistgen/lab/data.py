@@ -280,6 +280,7 @@ def check_labels(
     if labels.ndim == 0: labels = labels.view(1)
     fits = labels.ndim == 1 if len(kinds) == 1 else labels.shape[1:] == (len(kinds),)
     if not whole or not fits: raise ValueError(f'labels: {accepted}')
+    labels = labels.long()                    # bytes have no -1
     if len(labels) == 0 or n % len(labels):
         raise ValueError(f'{len(labels)} labels for {n} samples: give one, or a number of them '
                          f'that divides {n}')
@@ -287,7 +288,7 @@ def check_labels(
         if -1 <= column.min() <= column.max() < k: continue
         raise ValueError(f'labels {column.tolist()[:10]}: choose {kind}s from 0 to {k - 1} '
                          '(or -1 for any)')
-    return labels.long().repeat(n//len(labels), *[1]*(labels.ndim - 1))
+    return labels.repeat(n//len(labels), *[1]*(labels.ndim - 1))
 
 # %% ../../nbs/lab/data.ipynb #57986e30
 def fill_labels(

@@ -137,6 +137,9 @@ class Trainer:
         if self.train.batch_size != recipe.batch_size:
             raise ValueError(f'batches of {self.train.batch_size}, but a recipe for '
                              f'{recipe.batch_size}: give both the same batch size')
+        if self.train.seed != recipe.seed:
+            raise ValueError(f'batches in the order of seed {self.train.seed}, but a recipe of '
+                             f'seed {recipe.seed}: give both the same seed')
         self.step, self.spent = 0, spent
         self.loss_sum = self.epoch_seconds = 0.                      # of the current epoch
         self._prepare_network(plain)
@@ -210,8 +213,10 @@ def _first_record(self:Trainer, spent): # JSON-ready
     precision = str(self.amp_dtype or torch.float32).split('.')[-1]
     header = self.task.header
     if 'data' not in header: header = header | dict(data=_data_of(self.task))
+    recipe = asdict(self.recipe)              # with the share of labels that is left out in fact
+    if self.train.labels is not None: recipe['drop_labels'] = self.train.drop
     record = dict(model=self.name, parameters=parameters, items=len(self.train.x),
-                  recipe=asdict(self.recipe), device=device_info(self.device), processes=self.world,
+                  recipe=recipe, device=device_info(self.device), processes=self.world,
                   precision=precision, engine=self.engine, setup_seconds=spent, **versions(),
                   **header, history=[])
     try: json.dumps(record, allow_nan=False)  # rather now than after an epoch
