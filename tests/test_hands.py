@@ -47,6 +47,12 @@ def test_scripts_print_on_any_console(script, env):
     prints = re.search(r'[^\x00-\x7f]', ''.join(re.findall(r'(?:print|say)\(.*', source))) or re.search(r'Way\(|\{SAMPLING\}', source)
     assert not prints or 'print_anything()' in source
 
+@pytest.mark.parametrize('line', ['bundle.py .', 'measure.py ldm-fast --only nothing --state {weights}', 'judge.py --nothing'])
+def test_tools_refuse_in_one_line(line, env, tmp_path):
+    tool, *args = line.format(weights=root/'mnistgen/weights/cfg-fast.safetensors').split()
+    p = subprocess.run([sys.executable, root/'tools'/tool, *args], cwd=tmp_path, env=env | dict(PYTHONPATH=str(root)), capture_output=True, text=True)
+    assert p.returncode and 'Traceback' not in p.stderr and (p.stderr.count('\n') == 1 or p.stderr.startswith('usage')), p.stderr
+
 # ---- torch's defaults
 
 @pytest.fixture(params=['float64', 'another device', 'both'])
@@ -83,6 +89,17 @@ def test_training_and_judging_under_foreign_defaults(tmp_path, foreign):
     same = train_model('cfg-fast', epochs=1, batch_size=64, limit=128, out=tmp_path/'b', device='cpu')
     assert record['history'][0]['eval_loss'] == same['history'][0]['eval_loss']
     assert scores['train'] == evaluate(load_images(split='test').pixels[:60])['train']
+
+@pytest.mark.parametrize('foreign', ['both'], indirect=True)
+def test_the_whole_command_line_under_foreign_defaults(foreign, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    draws = 'sample ldm-fast --n 4 --steps 2 --out {}.npy', 'sample run/cfg-fast.safetensors --labels 1,2 --n 4 --steps 2 --w 2 --out {}-asked.npy'
+    trains = 'train cfg-fast --epochs 1 --batch-size 64 --limit 64 --device cpu --out run'
+    for line in ('list', trains, *draws, 'evaluate {}.npy --out near.png', 'evaluate run/cfg-fast.safetensors --n 4 --steps 2 --json'): assert main(line.format('a').split()) == 0, line
+    torch.set_default_device(None)
+    torch.set_default_dtype(torch.float32)
+    for line in draws: assert main(line.format('b').split()) == 0
+    for end in ('.npy', '-asked.npy'): assert (tmp_path/f'a{end}').read_bytes() == (tmp_path/f'b{end}').read_bytes()
 
 def _parts():
     "What a program may call by itself, without a generator or the command line: {name: f() -> tensor}."

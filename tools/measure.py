@@ -109,7 +109,9 @@ def of_state(path):
     "Generators with the averaged and with the raw weights of a training state; and its header."
     from mnistgen.lab.store import load_checkpoint
     from mnistgen.zoo.models import assemble
-    tensors, h = load_checkpoint(path)
+    try: tensors, h = load_checkpoint(path)
+    except ValueError as e: sys.exit(str(e))
+    if 'step' not in h: sys.exit(f'{path}: not the state of a training (state.safetensors)')
     def part(kind):
         start = kind + '.'
         return {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
