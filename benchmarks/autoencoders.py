@@ -24,7 +24,7 @@ ACTIVE = .01
 def put(path, result):
     from mnistgen.lab.store import write_atomically
     text = json.dumps(result, indent=1, ensure_ascii=False) + '\n'
-    write_atomically(path, lambda tmp: tmp.write_text(text))
+    write_atomically(path, lambda tmp: tmp.write_text(text, encoding='utf-8'))
 
 def about():
     from mnistgen.lab.device import device_info, pick_device
@@ -111,7 +111,7 @@ def betas(epochs):
     from mnistgen.vae import divergence
     path, test = RESULTS/'vae-betas.json', load_images(split='test')
     for setting in BETAS:
-        rows = json.loads(path.read_text()) if path.exists() else []
+        rows = json.loads(path.read_text(encoding='utf-8')) if path.exists() else []
         key = dict(**setting, epochs=epochs, seed=0)
         if any({k: r[k] for k in key} == key for r in rows): continue
         a, seconds = trained(setting, epochs)

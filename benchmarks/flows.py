@@ -25,6 +25,7 @@ import mnistgen
 from autoencoders import about
 from guidance import Rows, judged, labels_of, medians, untrained
 from mnistgen.lab.data import draw, load_images, make_rng, to_uint8
+from mnistgen.lab.device import print_anything
 from mnistgen.lab.options import Sampling, Way
 from mnistgen.lab.store import Results
 from mnistgen.ddpm import DDPM
@@ -204,6 +205,7 @@ if __name__ == '__main__':
     p.add_argument('--weights', help='a .safetensors file of that model')
     p.add_argument('--name', help='by which results are stored')
     p.add_argument('--lean', action='store_true', help='fewer solvers and fewer evaluations')
+    print_anything()
     a = p.parse_args()
     g = mnistgen.load(a.weights or a.model, 'cpu')
     for part in a.parts: PARTS[part](g, a.name or a.model, a.lean)

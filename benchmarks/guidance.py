@@ -27,6 +27,7 @@ from autoencoders import about
 from mnistgen.cfg import Guided
 from mnistgen.ddpm import DDPM
 from mnistgen.lab.data import load_images, to_uint8
+from mnistgen.lab.device import print_anything
 from mnistgen.lab.options import Sampling, Way
 from mnistgen.lab.store import Results
 from mnistgen.zoo.evaluation import digits_at_random, diversity, get_judge
@@ -287,6 +288,7 @@ if __name__ == '__main__':
     p.add_argument('--weights', help='a .safetensors file of that model')
     p.add_argument('--name', help='by which results are stored')
     p.add_argument('--lean', action='store_true')
+    print_anything()
     a = p.parse_args()
     for part in a.parts:
         g = mnistgen.load('ldm-fast' if part == 'auto' else a.weights or a.model, 'cpu')

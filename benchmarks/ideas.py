@@ -185,7 +185,7 @@ def line(name):
 
 # ---- the log
 
-def stored(): return json.loads(PATH.read_text()) if PATH.exists() else []
+def stored(): return json.loads(PATH.read_text(encoding='utf-8')) if PATH.exists() else []
 
 def position(row): return list(IDEAS).index(row['idea']), row['minutes'], row['seed']
 
@@ -196,7 +196,7 @@ def store(row, key):
     from mnistgen.lab.store import write_atomically
     rows = sorted([r for r in stored() if not matches(r, key)] + [row], key=position)
     text = json.dumps(rows, indent=1, ensure_ascii=False) + '\n'
-    write_atomically(PATH, lambda tmp: tmp.write_text(text))
+    write_atomically(PATH, lambda tmp: tmp.write_text(text, encoding='utf-8'))
 
 def measure(name, minutes, seed, n, grid):
     "Train and judge an idea in a fresh process: its numbers."
@@ -214,7 +214,6 @@ def summary(r):
             f"confident {r['confident']:.1%}, border {r['border']:.2f}")
 
 def main(names, minutes, seed, n, again, out):
-    sys.path.insert(0, str(top))
     from mnistgen.lab.device import device_info, pick_device
     from mnistgen.lab.store import versions
     if out: Path(out).mkdir(parents=True, exist_ok=True)
@@ -241,6 +240,9 @@ def parser():
     return p
 
 if __name__ == '__main__':
+    sys.path.insert(0, str(top))
+    from mnistgen.lab.device import print_anything
+    print_anything()
     p = parser()
     a = p.parse_args()
     if odd := [k for k in a.names if k not in IDEAS]:

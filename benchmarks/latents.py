@@ -20,6 +20,7 @@ top = Path(__file__).resolve().parent.parent
 RESULTS, KEPT = top/'results', top/'runs'/'latents'
 sys.path[:0] = [str(top), str(top/'tools'), str(top/'benchmarks')]
 from autoencoders import about, put
+from mnistgen.lab.device import print_anything
 from mnistgen.lab.options import Sampling
 
 # What is wrong, in the settings of FAILURES. factor: of the scale. drawn: latents are drawn instead of
@@ -263,7 +264,7 @@ def variant(name, minutes, n, seed):
 
 # ---- in the parent
 
-def rows_of(path): return json.loads(path.read_text()) if path.exists() else []
+def rows_of(path): return json.loads(path.read_text(encoding='utf-8')) if path.exists() else []
 
 def summary(name, r):
     "A row in a line."
@@ -348,6 +349,7 @@ def main(a):
 
 if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    print_anything()
     KINDS = dict(failures=FAILURES, starts=STARTS, variants=VARIANTS, edges=EDGES)
     p.add_argument('names', nargs='*')
     for kind in KINDS: p.add_argument(f'--{kind}', action='store_true')

@@ -21,6 +21,7 @@ from pathlib import Path
 
 top = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(top))
+from mnistgen.lab.device import print_anything
 from mnistgen.lab.options import Sampling
 
 OURS = 'ddpm-fast', 'ddpm'
@@ -292,6 +293,7 @@ def parser():
     return p
 
 if __name__ == '__main__':
+    print_anything()
     a = parser().parse_args()
     if a.worker: print(json.dumps(work(*json.loads(a.worker))))
     elif a.judge: judge_again(a.minutes, a.n, a.out)

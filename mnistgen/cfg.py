@@ -115,7 +115,7 @@ class Guided(nn.Module):
         labels = getattr(net, 'labels', {})
         if negative is not None and labels:
             shape = (1,) if len(labels) == 1 else (1, len(labels))
-            check_label(labels, torch.full(shape, negative), 1)
+            check_label(labels, torch.full(shape, negative, device='cpu'), 1)
         if self.in_x0 and process is None:
             raise ValueError('rescale, parallel, momentum and bound work on x̂0: give the process')
         if zero_init and getattr(process, 'predict', None) != 'velocity':
@@ -127,7 +127,7 @@ def scale_at(self:Guided,
     t # (B,) times as the network sees them, in [0, 1000)
 ): # (B, 1, 1, 1)
     "The guidance scale at a time: w within the interval, 1 outside."
-    w = torch.full(t.shape, self.w, device=t.device)
+    w = torch.full(t.shape, self.w, dtype=torch.float32, device=t.device)
     if self.interval:
         low, high = self.interval
         w = torch.where((low <= t) & (t <= high), w, 1.)
@@ -180,6 +180,8 @@ def forward(self:Guided,
     "The guided answer, or none yet: `zero_init`, the first share of the time."
     self.unguided = None
     if label is None and self.guide is None: return self.net(x, t)
+    if label is not None and not isinstance(label, torch.Tensor):
+        raise ValueError(f'label must be a tensor, not {type(label).__name__}')
     waits = t > 1000*(1 - self.zero_init)
     if self.zero_init and waits.all(): return torch.zeros_like(x)
     answer = self.combine(x, t, label)

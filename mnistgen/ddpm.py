@@ -15,7 +15,7 @@ from fastcore.basics import patch
 
 from .lab.data import draw, make_rng
 from .lab.options import (check_choice, check_integer, check_number, choice,
-                                  common_options, number, sampler)
+                                  common_options, number, sampler, switch)
 
 # %% ../nbs/01_ddpm.ipynb #dccec803
 def cosine_betas(
@@ -24,7 +24,7 @@ def cosine_betas(
     largest=.999 # cap, without which the last step would divide by zero
 ) -> torch.Tensor: # (T,) float64: β_0 … β_{T-1}
     "The cosine schedule (Nichol & Dhariwal, 2021; Eq. 3) as the variance added by each step."
-    t = torch.arange(T + 1, dtype=torch.float64)
+    t = torch.arange(T + 1, dtype=torch.float64, device='cpu')
     f = torch.cos((t/T + s)/(1 + s)*math.pi/2)**2
     return (1 - f[1:]/f[:-1]).clamp(max=largest)
 
@@ -34,7 +34,7 @@ def linear_betas(
     first=1e-4, last=.02 # β_0 and β_{T-1}
 ) -> torch.Tensor: # (T,) float64: β_0 … β_{T-1}
     "The linear schedule of Ho et al. (2020)."
-    return torch.linspace(first, last, T, dtype=torch.float64)
+    return torch.linspace(first, last, T, dtype=torch.float64, device='cpu')
 
 # %% ../nbs/01_ddpm.ipynb #a617fb61
 SCHEDULES = {'cosine': cosine_betas, 'linear': linear_betas}
@@ -133,6 +133,7 @@ class DDPM(Process):
         zero_snr=False, # shift the schedule to end in pure noise (Lin et al., 2024); not for 'eps'
         coupling='independent' # which noise goes with which image
     ):
+        clip, zero_snr = switch().check('clip', clip), switch().check('zero_snr', zero_snr)
         super().__init__(predict, weighting, times, coupling, limits=dict(clip=1.) if clip else {})
         self.T = check_integer('T', T, 1)
         self.last = self.T - 1
@@ -141,8 +142,8 @@ class DDPM(Process):
             raise ValueError('zero_snr leaves nothing of the image at the last time, where the '
                              'noise alone says nothing of it: predict x0 or v')
         self.config = dict(T=self.T, schedule=schedule, predict=predict, clip=clip, times=times,
-                           weighting=weighting, zero_snr=bool(zero_snr), coupling=coupling)
-        ᾱ = torch.cat([(1 - betas).cumprod(0), torch.ones(1, dtype=torch.float64)])
+                           weighting=weighting, zero_snr=zero_snr, coupling=coupling)
+        ᾱ = torch.cat([(1 - betas).cumprod(0), betas.new_ones(1)])
         a = ᾱ.sqrt()
         if zero_snr: a[:-1] = (a[:-1] - a[-2])*a[0]/(a[0] - a[-2])
         self.ᾱ = a**2
@@ -223,6 +224,14 @@ def random_times(self:DDPM,
     "Times to train at, of the distribution `times`."
     return (TIMES[self.times](n, rng, device)*self.T).long().clamp(max=self.last)
 
+# %% ../nbs/01_ddpm.ipynb #5be0aa71
+def check_images(x):
+    "ValueError, in one line, unless x is a tensor of floats (B, C, H, W)."
+    tensor = isinstance(x, torch.Tensor)
+    if tensor and x.ndim == 4 and x.is_floating_point(): return
+    found = f'{x.dtype} {tuple(x.shape)}' if tensor else type(x).__name__
+    raise ValueError(f'images must be floats (B, C, H, W), not {found}')
+
 # %% ../nbs/01_ddpm.ipynb #a4f59cbd
 @patch
 def add_noise(self:Process,
@@ -233,8 +242,7 @@ def add_noise(self:Process,
     """Jump from clean images to the times t (Eq. 2).
 
     ValueError for noise of another shape, and for a time that the process does not have."""
-    if x0.ndim != 4 or not x0.is_floating_point():
-        raise ValueError(f'images must be floats (B, C, H, W), not {x0.dtype} {tuple(x0.shape)}')
+    check_images(x0)
     if ε.shape != x0.shape:
         raise ValueError(f'noise of shape {tuple(ε.shape)} for images of {tuple(x0.shape)}')
     a, b = self.levels(self.check_time(t, len(x0)))
@@ -267,7 +275,7 @@ def weight(self:Process,
     t # times (B,)
 ): # (B,)
     "How much the squared errors at the times t count in the loss."
-    if self.weighting is None: return torch.ones(len(t), device=t.device)
+    if self.weighting is None: return torch.ones_like(t, dtype=torch.float32)
     a, b = self.levels(t)
     p, q = TARGETS[self.predict](a, b)
     own = (p - q*a/b)**2                     # an error of x̂0 is one of the answer times p - q·a/b
@@ -283,8 +291,9 @@ def ask(self:Process,
 ): # float32, of the shape of x
     "The network's answer to noisy images; ValueError if it is of another shape."
     out = net(x, self.clock(t), label)
-    if out.shape != x.shape:
-        raise ValueError(f'the network answers {tuple(out.shape)} where {tuple(x.shape)} was asked')
+    found = tuple(out.shape) if isinstance(out, torch.Tensor) else f'a {type(out).__name__}'
+    if found != tuple(x.shape):
+        raise ValueError(f'the network answers {found} where {tuple(x.shape)} was asked')
     return out.float()
 
 # %% ../nbs/01_ddpm.ipynb #0004b62c
@@ -356,8 +365,10 @@ def denoise(self:Process,
     """Ask the network, and say its answer in both forms: the clean image and the noise.
 
     ValueError for a time that the process does not have."""
+    check_images(x)
     t = self.check_time(t, len(x))
-    each = t if isinstance(t, torch.Tensor) else torch.full((len(x),), t, device=x.device)
+    each, own = t, torch.int64 if isinstance(t, int) else torch.float32
+    if not isinstance(t, torch.Tensor): each = torch.full((len(x),), t, dtype=own, device=x.device)
     x0_hat, eps_hat = self.read(self.ask(net, x, each, label), x, t)
     if any(self.limits.values()):
         x0_hat, (a, b) = limit_x0(x0_hat, **self.limits), self.levels(t)

@@ -13,8 +13,8 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 
-from .ddpm import COUPLINGS, SPACING, TARGETS, TIMES, Process
-from .lab.options import check_integer, number, sampler
+from .ddpm import COUPLINGS, SPACING, TARGETS, TIMES, Process, check_images
+from .lab.options import check_integer, number, sampler, switch
 
 # %% ../nbs/06_rectified_flow.ipynb #d0600010
 TARGETS['velocity'] = lambda a, b: (-1., 1.)                         # v = ε - x0 (Eq. 13)
@@ -33,6 +33,7 @@ class RectifiedFlow(Process):
         coupling='independent', # which noise goes with which image: a name in COUPLINGS
         clip=False # does sampling clip x̂0 to [-1, 1]?
     ):
+        clip = switch().check('clip', clip)
         super().__init__(predict, weighting, times, coupling, limits=dict(clip=1.) if clip else {})
         if predict == 'eps':
             raise ValueError('at the time 1 there is nothing of the image, and the noise alone '
@@ -148,6 +149,7 @@ def _along(z, h, weights, velocities):
 @torch.no_grad()
 def _runge_kutta(net, process, x, steps, label, spacing, method, at_last=None):
     "The steps of a method, as a sampler yields them; `at_last`: another one for the last step."
+    check_images(x)
     flow, path = ProbabilityFlow(net, process, label), process.path(steps, spacing)
     z = x/sum(process.levels(path[0][0]))
     for t, s in path:
@@ -297,9 +299,11 @@ def sample_adaptive(net, process, x, # as for sample_euler
     atol:number(1e-6)=1e-2 # error that a step may make where x is near 0
 ): # yields (t (B,), x, x̂0), as sample_euler; a sample that has arrived stays as it is
     "The pair of Dormand & Prince, orders 5 and 4, with a step for each sample."
+    if steps is not None: raise ValueError(f'steps {steps}: the tolerances choose, leave them out')
+    check_images(x)
     (first, _), = process.path(1, 'trailing')
     end = max(1e-3, process.straight(process.time_at(0.)))           # from here x̂0 is the image
-    τ = torch.full((len(x),), process.straight(first), device=x.device)
+    τ = x.new_full((len(x),), process.straight(first))
     z, h = x/sum(process.levels(first)), -.1*τ
     v, x0_hat = ProbabilityFlow(net, process, label)(z, τ)
     while (going := (τ > end).nonzero().flatten()).numel():
@@ -347,7 +351,7 @@ def transport(
     try: from scipy.optimize import linear_sum_assignment
     except ImportError: raise ValueError("the coupling 'transport' needs scipy") from None
     if not torch.is_grad_enabled(): return ε
-    classes = torch.zeros(len(x0), 1) if label is None else label.view(len(x0), -1)
+    classes = x0.new_zeros(len(x0), 1) if label is None else label.view(len(x0), -1)
     out = ε.clone()
     for kind in classes.unique(dim=0):
         idx = (classes == kind).all(1).nonzero().flatten()

@@ -3,6 +3,7 @@
 Copies its weights to mnistgen/weights/, its record and stage images to results/. What was measured
 on other weights of that name is then out of date: run the slow cells of the model's chapter
 (`python tools/refresh.py --flags slow nbs/01_ddpm.ipynb`)."""
+import argparse
 import json
 import re
 import shutil
@@ -24,7 +25,10 @@ def bundle(run):
     "Copy weights, record and stage images of the run in the folder `run` to where they are kept."
     run = Path(run)
     records = [json.loads(p.read_text()) for p in run.glob('*.json')]
-    record, = [r for r in records if 'history' in r]
+    records = [r for r in records if 'history' in r]
+    if len(records) != 1:
+        sys.exit(f'{run}: {len(records)} records of runs there, give the folder of one finished run')
+    record, = records
     name = record['model']
     kept = top/'results'/f'{name}.json'
     # of weights that were trained further, epochs are counted on, and the earlier pictures stay
@@ -40,4 +44,8 @@ def bundle(run):
         # these weights were trained further: keep how they came to be
         kept.write_text(json.dumps(record | {'before': earlier}, indent=1) + '\n')
 
-if __name__ == '__main__': bundle(sys.argv[1])
+if __name__ == '__main__':
+    p = argparse.ArgumentParser(description=__doc__,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('run', help='the folder of a finished run')
+    bundle(p.parse_args().run)

@@ -4,7 +4,7 @@ Assesses 10,000 images of each split with the bundled judges, measures what so m
 score for the usual numbers of samples, and writes both to mnistgen/weights/judge-real.safetensors,
 from which every evaluation starts. To be run again where a judge is replaced; until then
 evaluations compute what they need by themselves, as the checksums in the file no longer fit."""
-import sys
+import argparse, sys
 from pathlib import Path
 
 top = Path(__file__).resolve().parent.parent
@@ -26,4 +26,7 @@ def main():
     save_checkpoint(STORED, tensors, header)
     print(f'{STORED.relative_to(top)}: {STORED.stat().st_size/1e6:.1f} MB')
 
-if __name__ == '__main__': main()
+if __name__ == '__main__':
+    argparse.ArgumentParser(description=__doc__,
+                            formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    main()

@@ -14,6 +14,7 @@ from pathlib import Path
 
 top = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(top))
+from mnistgen.lab.device import print_anything
 from mnistgen.lab.options import Sampling, Way
 
 CHUNK = 250
@@ -108,7 +109,9 @@ def of_state(path):
     "Generators with the averaged and with the raw weights of a training state; and its header."
     from mnistgen.lab.store import load_checkpoint
     from mnistgen.zoo.models import assemble
-    tensors, h = load_checkpoint(path)
+    try: tensors, h = load_checkpoint(path)
+    except ValueError as e: sys.exit(str(e))
+    if 'step' not in h: sys.exit(f'{path}: not the state of a training (state.safetensors)')
     def part(kind):
         start = kind + '.'
         return {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
@@ -166,5 +169,6 @@ if __name__ == '__main__':
                    help='a part of the name of a way, such as "2,000" or "DDIM-50"')
     p.add_argument('--state', nargs='*', default=[],
                    help='training states whose averaged and raw weights are compared')
+    print_anything()
     a = p.parse_args()
     main(a.model, a.only, a.state)

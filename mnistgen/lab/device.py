@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['pick_device', 'process_number', 'cpu_flags', 'half_dtype', 'keep_memory', 'own_defaults', 'device_info',
-           'can_compile', 'median_ms']
+           'print_anything', 'can_compile', 'median_ms']
 
 # %% ../../nbs/lab/device.ipynb #91d11d38
 import ctypes, functools, logging, os, platform, sys, time
@@ -102,6 +102,15 @@ def device_info(
     if device.type == 'cuda': name = torch.cuda.get_device_name(device)
     else: name = f"{_processor()}, {threads} thread{'s'*(threads != 1)}"
     return dict(type=device.type, name=name, threads=threads)
+
+# %% ../../nbs/lab/device.ipynb #5be0aa52
+def print_anything():
+    "From now on, a ? is printed for a character that a console or a file cannot have, such as η."
+    for stream in (sys.stdout, sys.stderr):
+        errors, encoding = [getattr(stream, k, None) or '' for k in ('errors', 'encoding')]
+        # the second is that of a console without a locale, which keeps undecoded paths as they are
+        fails = errors == 'strict' or errors == 'surrogateescape' and 'utf' not in encoding.lower()
+        if fails and hasattr(stream, 'reconfigure'): stream.reconfigure(errors='replace')
 
 # %% ../../nbs/lab/device.ipynb #398f652d
 def can_compile(

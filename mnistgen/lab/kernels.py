@@ -313,7 +313,7 @@ def _build(compiler, target):
     "Compile the kernels to a shared library. They use the OpenMP threads that PyTorch has loaded."
     with tempfile.TemporaryDirectory(dir=target.parent) as tmp:
         source, obj, lib = [Path(tmp)/f'kernels.{e}' for e in ('cpp', 'o', 'so')]
-        source.write_text(SOURCE)
+        source.write_text(SOURCE, encoding='utf-8')
         for args in ([*CXXFLAGS, '-c', source, '-o', obj], ['-shared', obj, '-o', lib]):
             subprocess.run([compiler, *args], check=True, capture_output=True)
         os.replace(lib, target)
@@ -338,7 +338,7 @@ def _open_library(compiler):
     about = subprocess.run([compiler, '--version'], capture_output=True, text=True).stdout
     facts = SOURCE, CXXFLAGS, about, platform.machine(), sorted(cpu_flags())
     key = hashlib.blake2b(repr(facts).encode(), digest_size=8).hexdigest()
-    maps = Path('/proc/self/maps').read_text().splitlines()
+    maps = os.fsdecode(Path('/proc/self/maps').read_bytes()).splitlines()
     openmp = sorted({l.split(maxsplit=5)[-1] for l in maps if 'libgomp' in l})
     first = sorted(openmp, key=lambda p: '/torch' not in p)[:1]      # of several, PyTorch's
     for p in first: ctypes.CDLL(p, ctypes.RTLD_GLOBAL)

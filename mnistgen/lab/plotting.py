@@ -12,6 +12,8 @@ from contextlib import contextmanager
 
 import torch
 
+from .store import result_file
+
 # %% ../../nbs/lab/plotting.ipynb #ee3cd904
 PALETTE = ['#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#000000']
 WIDEST = 8.2                                  # inches of a figure: the page's column
@@ -31,7 +33,7 @@ def style():
 # %% ../../nbs/lab/plotting.ipynb #68ee5f4d
 def _stack(images, vrange):
     "Images of any of the accepted shapes and types as floats (N, H, W) in [0, 1]."
-    images = torch.as_tensor(images)
+    images = torch.as_tensor(images, device='cpu')
     if images.ndim not in (3, 4) or images.ndim == 4 and images.shape[1] != 1:
         raise ValueError(f'images must be (N, H, W) or (N, 1, H, W), not {tuple(images.shape)}')
     if images.dtype != torch.uint8 and not images.is_floating_point():
@@ -60,7 +62,7 @@ def grid_array(
     n, h, w = images.shape
     ncol = _columns(n, ncol)
     nrow = math.ceil(n/ncol)
-    out = torch.full((nrow*(h + gap) - gap, ncol*(w + gap) - gap), background)
+    out = images.new_full((nrow*(h + gap) - gap, ncol*(w + gap) - gap), background)
     for i, im in enumerate(images):
         y, x = i//ncol*(h + gap), i % ncol*(w + gap)
         out[y:y + h, x:x + w] = im
@@ -88,7 +90,8 @@ def load_grid(
     "Take a grid apart again: the images of a stage, for a figure."
     import numpy as np
     from PIL import Image
-    a, ncol = torch.from_numpy(np.array(Image.open(path)))[::scale, ::scale], _columns(n, ncol)
+    a = torch.from_numpy(np.array(Image.open(result_file(path))))[::scale, ::scale]
+    ncol = _columns(n, ncol)
     step = side + gap
     image = lambda i: a[i//ncol*step:, i % ncol*step:][:side, :side]
     return torch.stack([image(i) for i in range(n)])

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PACKAGE', 'WEIGHTS', 'FORMAT', 'versions', 'check_writable', 'write_atomically', 'checksum', 'save_checkpoint',
-           'read_header', 'load_checkpoint', 'Results']
+           'read_header', 'load_checkpoint', 'result_file', 'read_results', 'Results']
 
 # %% ../../nbs/lab/store.ipynb #d4c4cf39
-import hashlib, json, os, platform, re, subprocess
+import hashlib, importlib.util, json, os, platform, re, subprocess
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +15,7 @@ import torch
 from fastcore.basics import patch
 
 # %% ../../nbs/lab/store.ipynb #66d3b109
-# the folder of the package: in a notebook, the one beside it
-PACKAGE = Path(__file__).parent.parent if '__file__' in globals() else Path('../../mnistgen')
+PACKAGE = Path(importlib.util.find_spec('mnistgen').origin).parent   # its folder
 WEIGHTS = PACKAGE/'weights'                   # those that are bundled
 
 # %% ../../nbs/lab/store.ipynb #3a7b547e
@@ -145,6 +144,25 @@ def load_checkpoint(path) -> tuple: # ({name: tensor}, header)
         raise ValueError(f'{path}: damaged (its checksum differs)')
     return tensors, header
 
+# %% ../../nbs/lab/store.ipynb #5be0aa41
+def result_file(
+    path # of a file that a notebook has stored
+) -> Path:
+    "The same path. FileNotFoundError, in one line, says where there is such a file."
+    path = Path(path)
+    if path.is_file(): return path
+    raise FileNotFoundError(f'{path} is missing: what the notebooks have stored is not part of the '
+                            'installed package, clone the repository (or run the slow cell that '
+                            'stores it)')
+
+# %% ../../nbs/lab/store.ipynb #5be0aa42
+def read_results(
+    name, # of a JSON file, without its ending
+    folder='../results'
+): # what it holds
+    "Numbers that a notebook has stored, whatever weights they belong to."
+    return json.loads(result_file(Path(folder)/f'{name}.json').read_text(encoding='utf-8'))
+
 # %% ../../nbs/lab/store.ipynb #8a7733ad
 class Results:
     "Numbers and arrays in a folder, of some weights."
@@ -158,17 +176,10 @@ class Results:
         if weights == self.weights: return
         raise ValueError(f'{path}: is of other weights: run the slow cell that stores it')
 
-    def _check_there(self, file):
-        if (self.folder/file).is_file(): return
-        raise FileNotFoundError(f'{self.folder/file} is missing: what the notebooks have stored is '
-                                'not part of the installed package, clone the repository '
-                                '(or run the slow cell that stores it)')
-
 # %% ../../nbs/lab/store.ipynb #cbe9f40d
 @patch
 def read(self:Results, name): # what a JSON file holds, whatever it belongs to
-    self._check_there(f'{name}.json')
-    return json.loads((self.folder/f'{name}.json').read_text(encoding='utf-8'))
+    return read_results(name, self.folder)
 
 # %% ../../nbs/lab/store.ipynb #f09aef4f
 @patch
@@ -196,8 +207,7 @@ def save(self:Results,
 @patch
 def load_arrays(self:Results, name): # {name: array}
     "Stored arrays. ValueError if they are of other weights."
-    self._check_there(f'{name}.npz')
-    arrays = np.load(self.folder/f'{name}.npz')
+    arrays = np.load(result_file(self.folder/f'{name}.npz'))
     weights = str(arrays['weights'])
     self._check(f'{name}.npz', weights if isinstance(self.weights, str) else json.loads(weights))
     return arrays

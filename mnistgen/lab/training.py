@@ -6,7 +6,7 @@
 __all__ = ['Recipe', 'ema_update', 'Task', 'Trainer', 'hold_interrupts']
 
 # %% ../../nbs/lab/training.ipynb #b6dada20
-import copy, json, math, os, shlex, shutil, signal, sys, threading, time
+import copy, json, math, os, shlex, shutil, signal, sys, threading, time, warnings
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,8 +18,8 @@ try: import fcntl
 except ImportError: fcntl = None                                    # not on Windows
 
 from .data import Batches, ShardedRNG, make_rng
-from .device import (can_compile, device_info, half_dtype, keep_memory, pick_device,
-                                 process_number)
+from .device import (can_compile, device_info, half_dtype, keep_memory, own_defaults,
+                                 pick_device, process_number)
 from .engine import use_fast_kernels
 from .kernels import why_plain
 from .muon import make_optimizer
@@ -114,6 +114,7 @@ class Task:
 # %% ../../nbs/lab/training.ipynb #a7de5046
 class Trainer:
     "Trains a network on `process.loss(net, batch, rng)`; keeps a state from which it resumes."
+    @own_defaults()
     def __init__(self,
         task, # a Task: what is trained
         recipe, # a Recipe; its batch size is that of all processes together
@@ -136,6 +137,9 @@ class Trainer:
         if self.train.batch_size != recipe.batch_size:
             raise ValueError(f'batches of {self.train.batch_size}, but a recipe for '
                              f'{recipe.batch_size}: give both the same batch size')
+        if self.train.seed != recipe.seed:
+            raise ValueError(f'batches in the order of seed {self.train.seed}, but a recipe of '
+                             f'seed {recipe.seed}: give both the same seed')
         self.step, self.spent = 0, spent
         self.loss_sum = self.epoch_seconds = 0.                      # of the current epoch
         self._prepare_network(plain)
@@ -173,8 +177,10 @@ def _make_fast(self:Trainer):
     reason = None
     if self.device.type == 'cpu':
         keep_memory()
-        if use_fast_kernels(self.net): self.engine = 'kernels'
-        else: reason = f'{why_plain()}: training takes the slower, plain way'
+        with warnings.catch_warnings():
+            if self.rank: warnings.simplefilter('ignore')            # the first process says it
+            if use_fast_kernels(self.net): self.engine = 'kernels'
+        if self.engine == 'plain': reason = f'{why_plain()}: training takes the slower, plain way'
     elif self.device.type == 'cuda':
         self.net = self.net.to(memory_format=torch.channels_last)
         if can_compile(self.device): self.engine = 'torch.compile'
@@ -184,17 +190,20 @@ def _make_fast(self:Trainer):
 # %% ../../nbs/lab/training.ipynb #28e6e777
 def _check_not_tied(net):
     "ValueError if a parameter has two names: a file of weights has it under one of them only."
-    first = {p: k for k, p in net.named_parameters()}
+    first = {}
     for k, p in net.named_parameters(remove_duplicate=False):
-        if first[p] == k: continue
-        raise ValueError(f'{first[p]} and {k} are one and the same tensor: the trainer keeps each '
+        same = first.setdefault(p.data_ptr() or k, k)                # an empty one has no address
+        if same == k: continue
+        raise ValueError(f'{same} and {k} are one and the same tensor: the trainer keeps each '
                          'parameter under one name (give the layers weights of their own)')
 
 # %% ../../nbs/lab/training.ipynb #88a8bdd9
-def _data_of(batches):
-    "What is known of data of which the task says nothing: a checksum of items and labels."
-    labels = {} if batches.labels is None else dict(labels=batches.labels)
-    return dict(checksum=checksum(dict(x=batches.x, **labels)))
+def _data_of(task):
+    "What is known of data of which the task says nothing: checksums of items and labels."
+    def known(batches):
+        labels = {} if batches.labels is None else dict(labels=batches.labels)
+        return checksum(dict(x=batches.x, **labels))
+    return dict(checksum=known(task.train), test_checksum=known(task.test))
 
 # %% ../../nbs/lab/training.ipynb #54382e41
 @patch
@@ -203,9 +212,11 @@ def _first_record(self:Trainer, spent): # JSON-ready
     parameters = sum(p.numel() for p in self.net.parameters())
     precision = str(self.amp_dtype or torch.float32).split('.')[-1]
     header = self.task.header
-    if 'data' not in header: header = header | dict(data=_data_of(self.train))
+    if 'data' not in header: header = header | dict(data=_data_of(self.task))
+    recipe = asdict(self.recipe)              # with the share of labels that is left out in fact
+    if self.train.labels is not None: recipe['drop_labels'] = self.train.drop
     record = dict(model=self.name, parameters=parameters, items=len(self.train.x),
-                  recipe=asdict(self.recipe), device=device_info(self.device), processes=self.world,
+                  recipe=recipe, device=device_info(self.device), processes=self.world,
                   precision=precision, engine=self.engine, setup_seconds=spent, **versions(),
                   **header, history=[])
     try: json.dumps(record, allow_nan=False)  # rather now than after an epoch
@@ -288,7 +299,7 @@ def train_step(self:Trainer,
     rng = make_rng('train', self.recipe.seed, index=self.step, device=self.device)
     B = self.recipe.batch_size
     if self.world > 1: rng = ShardedRNG(rng, self.train.part(self.rank, self.world).start, B)
-    with self.autocast(): loss = self.process.loss(self.run, batch, rng)
+    with self.autocast(), self._own_chance(): loss = self.process.loss(self.run, batch, rng)
     share = len(batch[0])/B
     value, = self.sum_over_processes(loss.item()*share)
     if not math.isfinite(value): raise FloatingPointError(self._diverged(value))
@@ -303,6 +314,17 @@ def train_step(self:Trainer,
     ema_update(self.average.parameters(), self.net.parameters(), self.recipe.ema)
     self.step += 1
     return value
+
+# %% ../../nbs/lab/training.ipynb #5be0aa31
+@patch
+@contextmanager
+def _own_chance(self:Trainer):
+    "What layers draw by themselves, as dropout does, depends on seed and step alone."
+    index = self.step*self.world + self.rank
+    seed = make_rng('layers', self.recipe.seed, index=index).initial_seed()
+    with torch.random.fork_rng([self.device] if self.device.type == 'cuda' else []):
+        torch.manual_seed(seed)
+        yield
 
 # %% ../../nbs/lab/training.ipynb #b6d94290
 @patch
@@ -383,8 +405,14 @@ def _write_weights(self:Trainer, path):
     last = self.record['history'][-1]
     losses = {k: last[k] for k in ('train_loss', 'eval_loss')}
     header = {k: v for k, v in self.record.items() if k != 'history'}
-    weights = {k: v.half() for k, v in self.average.named_parameters()}
+    weights = {k: _in_half(v) for k, v in self.average.named_parameters()}
     save_checkpoint(path, weights, header | {'epochs': self._epochs_done(), **losses})
+
+# %% ../../nbs/lab/training.ipynb #5be0aa32
+def _in_half(v):
+    "As float16, but for numbers beyond its range."
+    half = v.half()
+    return half if half.isfinite().all() else v
 
 # %% ../../nbs/lab/training.ipynb #6ee7d976
 @patch
@@ -510,6 +538,7 @@ def hold_interrupts():
 
 # %% ../../nbs/lab/training.ipynb #2acdfc80
 @patch
+@own_defaults()
 def fit(self:Trainer,
     resume=False, # go on from the state in the folder, if there is one
     save_every=600. # seconds between saves inside an epoch

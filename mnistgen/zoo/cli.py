@@ -13,7 +13,7 @@ from fastcore.docments import docments
 from fastcore.script import Param, store_true
 
 from ..lab.data import check_labels
-from ..lab.device import own_defaults, process_number
+from ..lab.device import own_defaults, print_anything, process_number
 from ..lab.kernels import why_plain
 from ..lab.options import check_integer, in_words, sampler_options, samplers_with
 from ..lab.store import check_writable, read_header
@@ -101,10 +101,22 @@ def _speaks():
     try: return process_number()[0] == 0
     except ValueError: return True            # so that somebody says what is wrong with the rank
 
+# %% ../../nbs/zoo/cli.ipynb #5be0aa62
+def _check_no_path(model):
+    "ValueError for a file or a folder in place of a model's name, which says where it belongs."
+    path = Path(model)
+    if model in MODELS or not path.exists(): return
+    kind, flag = ('folder', '--resume --out') if path.is_dir() else ('file', '--start')
+    more = f' (to go on with it: mnistgen train NAME {flag} {shlex.quote(model)})'
+    if path.is_file() and path.suffix.lower() != '.safetensors': more = ''
+    raise ValueError(f'{model}: a {kind}, where the name of a model is expected{more}')
+
 # %% ../../nbs/zoo/cli.ipynb #c00429cf
 def _names(model, budget):
     "The models that are meant; by 'all', those that have the budget."
-    if model != 'all': return [find_model(model).name]
+    if model != 'all':
+        _check_no_path(model)
+        return [find_model(model).name]
     return [k for k, m in MODELS.items() if budget in m.recipes] or list(MODELS)
 
 # %% ../../nbs/zoo/cli.ipynb #2952acdf
@@ -357,13 +369,6 @@ def _run(argv):
     home = lambda v: os.path.expanduser(v) if isinstance(v, str) else v    # as in --out=~/a.png
     COMMANDS[argv[0]](**{k: home(v) for k, v in given.items()})
 
-# %% ../../nbs/zoo/cli.ipynb #e081922d
-def _print_anything():
-    "Where a console or a file cannot have a character, such as η, print a ? rather than fail."
-    for stream in (sys.stdout, sys.stderr):
-        strict = getattr(stream, 'errors', None) == 'strict'
-        if strict and hasattr(stream, 'reconfigure'): stream.reconfigure(errors='replace')
-
 # %% ../../nbs/zoo/cli.ipynb #e081922e
 @own_defaults()
 def main(
@@ -371,7 +376,7 @@ def main(
 ): # exits with 0 (done), 2 (bad arguments), 1 (training failed) or 130 (interrupted)
     "The `mnistgen` command."
     argv = sys.argv[1:] if argv is None else argv
-    _print_anything()
+    print_anything()
     def say(message):
         if _speaks(): print(f'mnistgen: {message}', file=sys.stderr)
     try: _run(argv)

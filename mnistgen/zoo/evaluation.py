@@ -141,6 +141,7 @@ def frechet(
     return ((μ1 - μ2).square().sum() + Σ1.trace() + Σ2.trace() - 2*cross).item()
 
 # %% ../../nbs/zoo/evaluation.ipynb #ed880141
+@own_defaults()
 def frechet_infinity(
     features, # (n, d) of the samples
     reference, # (mean, covariance) of a large set
@@ -168,6 +169,7 @@ def _kernel_sums(x, y, within, m):
     return torch.stack(out) - within*torch.diag(itself)
 
 # %% ../../nbs/zoo/evaluation.ipynb #7f0d0670
+@own_defaults()
 def kid(
     a, b, # features (n, d), (m, d)
     blocks=20, # into which both sets are dealt for the standard error
@@ -198,6 +200,7 @@ def _radii(x, k, chunk=1000):
     return torch.cat([torch.cdist(c, x).kthvalue(nth, 1).values for c in x.split(chunk)])
 
 # %% ../../nbs/zoo/evaluation.ipynb #8dbf6439
+@own_defaults()
 def prdc(
     real, made, # features (n, d), (m, d): sets of like size
     k=5
@@ -260,6 +263,7 @@ def chi2(
     return ((digits.bincount(minlength=10)[:10] - expected).square()/expected).sum().item()
 
 # %% ../../nbs/zoo/evaluation.ipynb #012e1920
+@own_defaults()
 def border(
     images # uint8 (n, 28, 28)
 ) -> float:
@@ -269,6 +273,7 @@ def border(
     return images[:, edge].float().mean().item()
 
 # %% ../../nbs/zoo/evaluation.ipynb #d1f0a002
+@own_defaults()
 def digits_at_random(
     n, seed=0,
     first=0 # index of the first sample
@@ -305,6 +310,7 @@ def features_of(
     return (in_batches(lambda x: net.features(normalize(x)), pixels, 500) - mean)/std
 
 # %% ../../nbs/zoo/evaluation.ipynb #3832ce60
+@own_defaults()
 def load_judge(
     name # 'features' or 'labels'
 ): # (the network, its other tensors, the header of its file)
@@ -395,6 +401,7 @@ def order(self:Judge, split):
 
 # %% ../../nbs/zoo/evaluation.ipynb #dbcc616e
 @patch
+@own_defaults()
 def _real(self:Judge, split):
     "What the judges see in the 10,000 images of a split."
     pick = self.order(split)
@@ -539,6 +546,7 @@ def neighbours(
     return torch.cat(rows)
 
 # %% ../../nbs/zoo/evaluation.ipynb #20f5d388
+@own_defaults()
 def show_confusion(
     scores, # of evaluate, with labels
     title='', ax=None

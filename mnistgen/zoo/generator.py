@@ -6,6 +6,8 @@
 __all__ = ['snapshot', 'unchanged', 'Generator', 'epochs_of', 'Adapter']
 
 # %% ../../nbs/zoo/generator.ipynb #252b8b6d
+import copy
+
 import torch
 from fastcore.basics import patch
 
@@ -19,23 +21,41 @@ from ..lab.options import (Plan, SAMPLERS, Sampling, check_integer, choose_sampl
 from ..rectified_flow import Counted
 
 # %% ../../nbs/zoo/generator.ipynb #c53eb073
-def _structure(net):
-    "All but numbers that decides what a network answers: modules, and what replaces their code."
-    return [(k, type(m), vars(m).get('forward'), *m._forward_hooks, *m._forward_pre_hooks)
-            for k, m in net.named_modules()]
+PARTS = {'_parameters', '_buffers', '_modules'}
+
+def _settings(module):
+    "What a module holds beside tensors and parts: sizes, words, functions, hooks."
+    out = {}
+    for k, v in vars(module).items():
+        several = isinstance(v, (dict, list, set))
+        if k in PARTS or isinstance(v, torch.Tensor) or several and not v: continue
+        out[k] = copy.copy(v) if several else v
+    return out
+
+# %% ../../nbs/zoo/generator.ipynb #5ecfde11
+def _tensors(net):
+    "Parameters, buffers, and tensors that are neither, by their names."
+    others = {(k, name): v for k, m in net.named_modules() for name, v in vars(m).items()
+              if isinstance(v, torch.Tensor)}
+    every = dict(remove_duplicate=False)
+    return others | dict(net.named_parameters(**every)) | dict(net.named_buffers(**every))
 
 # %% ../../nbs/zoo/generator.ipynb #d62b5f48
 def snapshot(net):
     "All that decides what a network answers, to compare with later."
-    return _structure(net), {k: v.detach().clone() for k, v in net.state_dict().items()}
+    structure = [(k, type(m), _settings(m)) for k, m in net.named_modules()]
+    return structure, {k: v.detach().clone() for k, v in _tensors(net).items()}
 
 # %% ../../nbs/zoo/generator.ipynb #467c53f6
 def unchanged(net, before):
     "Is the network what it was when `before`, its snapshot, was taken?"
     structure, tensors = before
-    now = net.state_dict()
-    same = lambda k: now[k].shape == tensors[k].shape and now[k].equal(tensors[k])
-    return now.keys() == tensors.keys() and all(map(same, tensors)) and _structure(net) == structure
+    now = _tensors(net)
+    form = lambda v: (v.shape, v.dtype, v.device)
+    same = lambda k: form(now[k]) == form(tensors[k]) and now[k].equal(tensors[k])
+    try: alike = structure == [(k, type(m), _settings(m)) for k, m in net.named_modules()]
+    except (ValueError, RuntimeError): return False                  # another array, say
+    return alike and now.keys() == tensors.keys() and all(map(same, tensors))
 
 # %% ../../nbs/zoo/generator.ipynb #3399a124
 class Generator:
@@ -212,7 +232,7 @@ def preview(self:Generator,
     images=None # test images: of no use here
 ) -> torch.Tensor: # (16, 1, 28, 28) in [0, 1]
     "What is drawn at the stages of a training: always from the same noise, the digits in turn."
-    labels = torch.arange(16) % 10 if self.labels else None
+    labels = [i % 10 for i in range(16)] if self.labels else None
     return self.sample(n=16, steps=100, seed=0, labels=labels)
 
 # %% ../../nbs/zoo/generator.ipynb #a4f81e00

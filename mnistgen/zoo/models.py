@@ -7,7 +7,7 @@ __all__ = ['MODELS', 'CFG', 'import_chapters', 'Model', 'add_model', 'find_model
            'assemble', 'load', 'models']
 
 # %% ../../nbs/zoo/models.ipynb #27232004
-import importlib, json, os, pkgutil
+import importlib, json, os, pkgutil, shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -166,6 +166,18 @@ def _weights_in(folder, name=None):
     if not named: return 'there are no weights in it'
     return 'give ' + in_words(sorted(map(str, named)))
 
+# %% ../../nbs/zoo/models.ipynb #5be0aa61
+def _no_weights(path):
+    "In words, what is there in place of weights; empty if it is neither a file nor a folder."
+    if path.is_dir(): return f'a folder, {_weights_in(path)}'
+    if path.suffix.lower() in ('.npy', '.png'):
+        judged = shlex.join(['mnistgen', 'evaluate', str(path)])
+        return f'images, where a model is expected ({judged} judges them)'
+    if not path.is_file(): return ''
+    beside = path.suffix == '.json' and any(path.parent.glob('*.safetensors'))
+    give = _weights_in(path.parent) if beside else 'give a .safetensors file'
+    return f'a file of another kind than weights, {give}'
+
 # %% ../../nbs/zoo/models.ipynb #f3ff2823
 def weights_of(
     model # a name, or the path of a .safetensors file
@@ -173,8 +185,8 @@ def weights_of(
     "The file of weights that is meant. ValueError, with what there is, if it is not there."
     path = Path(os.path.expanduser(str(model)))
     if path.suffix.lower() == '.safetensors': return path
-    if str(model) not in MODELS and path.is_dir():
-        raise ValueError(f'{model}: a folder, {_weights_in(path)}')
+    if str(model) not in MODELS and (found := _no_weights(path)):
+        raise ValueError(f'{model}: {found}')
     path = WEIGHTS/f'{find_model(model).name}.safetensors'
     if path.is_file(): return path
     raise ValueError(f"the model '{model}' has no bundled weights in this installation "
@@ -275,5 +287,5 @@ def _row(name, scores):
 def models() -> Table: # a row for each: name, parameters, epochs, losses, FD beside real digits
     "What there is to load, and how good it is. FD is None if these weights were not measured."
     file = WEIGHTS/'scores.json'
-    scores = json.loads(file.read_text()) if file.is_file() else {}
+    scores = json.loads(file.read_text(encoding='utf-8')) if file.is_file() else {}
     return Table(_row(name, scores) for name in MODELS if (WEIGHTS/f'{name}.safetensors').is_file())

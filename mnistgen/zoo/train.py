@@ -116,7 +116,7 @@ def train_model(
     device = pick_device(device)
     space = Latents(load(file, device, plain)) if file else model.space()
     if limit is not None: limit = check_integer('limit', limit, 1)
-    about_data = describe_data(find_images(data), limit)
+    about_data = describe_data(find_images(data), limit, find_images(data, 'test'))
     check_integer('batch size', recipe.batch_size, 1, about_data['images'])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
