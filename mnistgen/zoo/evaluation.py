@@ -268,15 +268,20 @@ def border(
     edge[2:-2, 2:-2] = False
     return images[:, edge].float().mean().item()
 
+# %% ../../nbs/zoo/evaluation.ipynb #d1f0a007
+@functools.cache
+def _shares():
+    "The share of the digits up to each, in the training set; read once."
+    return load_images(root=BUNDLED).labels.bincount().double().cumsum(0)/60_000
+
 # %% ../../nbs/zoo/evaluation.ipynb #d1f0a002
 def digits_at_random(
     n, seed=0,
     first=0 # index of the first sample
 ) -> torch.Tensor: # (n,) int64
     "Digits to ask for: each as often, by chance, as in the training set."
-    share = load_images(root=BUNDLED).labels.bincount().double().cumsum(0)/60_000
     chance = torch.rand(first + n, generator=make_rng('evaluate', seed), dtype=torch.float64)
-    return torch.searchsorted(share, chance[first:], right=True)
+    return torch.searchsorted(_shares(), chance[first:], right=True)
 
 # %% ../../nbs/zoo/evaluation.ipynb #d1f0a006
 def diversity(
