@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['minutes_of', 'facts_of', 'weights_of', 'identity_of', 'Trained', 'Foreign', 'Piped', 'Given', 'source_of', 'Kept',
            'describe', 'batches_for', 'samples', 'spread', 'milliseconds', 'measure', 'Value', 'Comparison', 'compare',
-           'compare_models', 'stored_number', 'with_numbers', 'coverage']
+           'stored_rows', 'compare_models', 'stored_number', 'with_numbers', 'coverage']
 
 # %% ../nbs/07_comparison.ipynb #c07a0004
 import datetime, functools, hashlib, inspect, json, math, os, re, sys, time
@@ -22,13 +22,13 @@ from .lab.device import device_info, half_dtype, own_defaults, process_number
 from .lab.options import (SAMPLERS, Sampling, Way, check_integer, in_words, options_of,
                                   sampler_options)
 from .lab.plotting import Table
-from .lab.store import WEIGHTS, checksum, versions, write_atomically
+from .lab.store import WEIGHTS, Results, checksum, versions, write_atomically
 from .lab.training import join_processes
 from .cfg import Guided
 from .zoo.cli import holds_images, images_of, read_options
 from .zoo.evaluation import (Assessment, _identity, check_images, digits_at_random, frechet,
                                      get_judge, moments)
-from .zoo.generator import epochs_of
+from .zoo.generator import Generator, epochs_of
 from .zoo.models import load
 
 # %% ../nbs/07_comparison.ipynb #c07a0011
@@ -67,7 +67,8 @@ def weights_of(
     "The checksum of the weights: that of their file, if they are still what it holds."
     tensors, kept = _net_of(model).state_dict(), model.header.get('checksum')
     # files have half precision
-    return kept if checksum({k: v.half() for k, v in tensors.items()}) == kept else checksum(tensors)
+    in_half = checksum({k: v.half() for k, v in tensors.items()})
+    return kept if in_half == kept else checksum(tensors)
 
 # %% ../nbs/07_comparison.ipynb #c07a00f1
 def _hash(text, size=4): return hashlib.blake2b(text.encode(), digest_size=size).hexdigest()
@@ -82,6 +83,11 @@ def identity_of(
     arithmetic = model.device.type, str(None if model.plain else half_dtype(model.device))
     facts = repr([kind(process), kind(space), arithmetic])
     return f'{weights_of(model)}-{_hash(facts)}'
+
+# %% ../nbs/07_comparison.ipynb #c07a00f2
+class _Silent(torch.nn.Module):
+    "A network that answers zero, to count how often a sampler asks."
+    def forward(self, x, t, label=None): return torch.zeros_like(x)
 
 # %% ../nbs/07_comparison.ipynb #c07a0018
 class Trained:
@@ -111,9 +117,14 @@ class Trained:
         return self.model.sample(batch_size=way.n, **self._asked(way))
 
     def nfe(self, way): # network evaluations a sample
+        "Counted: on 50 samples where each takes its own steps, else on one, of a network of zeros."
         if way.sampling is None: return 1.    # an autoencoder decodes once
-        adaptive = SAMPLERS[way.sampling.sampler].adaptive
-        return self.model.evaluations(**self._asked(replace(way, n=min(way.n, 50) if adaptive else 1)))
+        if SAMPLERS[way.sampling.sampler].adaptive:
+            return self.model.evaluations(**self._asked(replace(way, n=min(way.n, 50))))
+        g, silent = self.model, _Silent()
+        silent.labels = self.labels
+        same = Generator.of(silent, g.process, g.space, g.sampling, g.header, 'cpu', plain=True)
+        return same.evaluations(**self._asked(replace(way, n=1)))
 
 # %% ../nbs/07_comparison.ipynb #c07a001a
 @patch
@@ -132,7 +143,8 @@ def ways(self:Trained,
             continue
         name = s or self.model.sampling.sampler
         known = sampler_options(name)
-        own = {k: v for k, v in options.items() if k in known and (self.labels or k not in guidance)}
+        own = {k: v for k, v in options.items()
+               if k in known and (self.labels or k not in guidance)}
         for count in [None] if SAMPLERS[name].adaptive else steps:
             out.append(self._way(n, seed, dict(own, sampler=name, steps=count)))
     return list(dict.fromkeys(out))
@@ -222,12 +234,14 @@ class Piped:
 # %% ../nbs/07_comparison.ipynb #c07a0026
 class Given:
     "Images that are there, as a source of digits."
-    takes, labels, kept_as = set(), {}, None
+    takes = set()                             # what is there cannot be asked for
+    labels, kept_as = {}, None
     facts = dict(parameters=None, epochs=None, minutes=None, trained_on=None)
     weights, device = None, torch.device('cpu')
 
     def __init__(self, images, name='images', asked=None):
-        self.pixels, self.name, self.asked = check_images(images), name, asked
+        self.pixels, self.name = check_images(images), name
+        self.asked = asked                    # the digits that were asked for, (n,), or None
 
     def ways(self, samplers=(None,), steps=(None,), n=10_000, seed=0, **options):
         return [Way(None, min(check_integer('n', n, 2), len(self.pixels)), 0)]
@@ -253,8 +267,8 @@ def source_of(
         return Foreign(Piped(model), name)
     images, asked = model if isinstance(model, tuple) and len(model) == 2 else (model, None)
     if not hasattr(images, 'shape'):
-        raise ValueError(f'a {type(model).__name__} is no source of digits: give the name of a '
-                         'model, images, or an object with sample(n, seed)')
+        raise ValueError(f'no source of digits ({type(model).__name__}): give the name of a model, '
+                         'images, or an object with sample(n, seed)')
     return Given(images, name or 'images', check_labels(asked, len(images)))
 
 # %% ../nbs/07_comparison.ipynb #c07a0031
@@ -510,6 +524,7 @@ class Comparison:
     def __init__(self, records): self.records = list(records)
     def __len__(self): return len(self.records)
     def __getitem__(self, i): return self.records[i]
+    def __iter__(self): return iter(self.records)
     def __add__(self, other): return Comparison(self.records + other.records)
 
     def json(self) -> str: return json.dumps(self.records, indent=1, ensure_ascii=False)
@@ -542,8 +557,8 @@ class Comparison:
 def made(self:Comparison) -> str:
     "Where the rows come from: devices, seeds and numbers of samples, in a sentence."
     pick = lambda f: in_words(sorted({f(r) for r in self.records if f(r)}), 'and')
-    timed = pick(lambda r: r.get('timed_on'))
-    text = f"Drawn on {pick(lambda r: r.get('device'))}; seed {pick(lambda r: str(r['way']['seed']))}"
+    timed, seeds = pick(lambda r: r.get('timed_on')), pick(lambda r: str(r['way']['seed']))
+    text = f"Drawn on {pick(lambda r: r.get('device'))}; seed {seeds}"
     return text + (f'; timed on {timed}' if timed else '')
 
 # %% ../nbs/07_comparison.ipynb #c07a0056
@@ -552,7 +567,8 @@ def _row(self:Comparison, r, of=Value):
     "A record as cells."
     ms = r.get('milliseconds') or {}
     names = {'1': 'ms a digit, 1 at once', '10': '10 at once', '1000': '1,000 at once'}
-    times = {name: of(ms[k], f'{ms[k]:,.{0 if ms[k] > 99 else 1}f}') if k in ms else None for k, name in names.items()}
+    show = lambda v: of(v, f'{v:,.0f}' if v > 99 else f'{v:.3g}')
+    times = {name: show(ms[k]) if k in ms else None for k, name in names.items()}
     return {'model': r['model'], 'how': r['how'], 'n': f"{r['n']:,}",
             'parameters': _with_autoencoder(r, 'parameters', lambda v: f'{v/1e6:.2f} M'),
             'epochs': _with_autoencoder(r, 'epochs', lambda v: f'{v:g}'),
@@ -623,9 +639,26 @@ def _rows(sources, samplers, steps, n, seed, options):
         if not used: raise ValueError(f'{k} {v}: none of the rows takes it, leave it out')
     return rows
 
+# %% ../nbs/07_comparison.ipynb #c07a005c
+def stored_rows(
+    model, # a name of a bundled model
+    part='evaluation', # of results/MODEL-PART.json
+    folder='../results'
+) -> Comparison:
+    "Stored rows as records. ValueError, in one line, if they are of other weights."
+    g = load(model, 'cpu')
+    found, facts = Results(g.header['checksum'], folder).load(f'{model}-{part}'), facts_of(g)
+    source, records = Trained(g), []
+    for r in found['rows']:
+        way = Way.of(r['way'])
+        nfe = r['nfe'] if r.get('nfe') is not None else source.nfe(way)
+        about = dict(model=model, weights=found['weights'], how=describe(way), **facts)
+        records.append({'device': found.get('device')} | about | r | dict(n=way.n, nfe=nfe))
+    return Comparison(records)
+
 # %% ../nbs/07_comparison.ipynb #c07a0071
 def compare_models(
-    models:str, # what to compare, separated by commas: names, .safetensors or .npy files, folders of PNGs
+    models:str, # separated by commas: names, .safetensors or .npy files, folders of PNGs
     samplers:str=None, # names, separated by commas (default: what suits each model)
     steps:str=None, # numbers, separated by commas (default: what suits model and sampler)
     n:int=10_000, # samples that are judged for each row
@@ -641,7 +674,8 @@ def compare_models(
     "Measure models side by side: what they cost, and how good their digits are."
     words = lambda text: None if text is None else [w.strip() for w in text.split(',')]
     try: counts = None if steps is None else [int(w) for w in words(steps)]
-    except ValueError: raise ValueError(f'steps {steps}: give numbers separated by commas') from None
+    except ValueError:
+        raise ValueError(f'steps {steps}: give numbers separated by commas') from None
     named = [os.path.expanduser(m) for m in words(models)]
     table = compare(named, words(samplers), counts, n, seed, cache, batch_size,
                     () if untimed else (1, 10, 1000), None, device, plain, **read_options(options))
@@ -705,7 +739,7 @@ def with_numbers(
 
 # %% ../nbs/07_comparison.ipynb #c07a0088
 def coverage(
-    kind, # the beginning of the items' names: 'Table', 'Figure', 'Equation', 'Reference'; '': claims
+    kind, # 'Table', 'Figure', 'Equation' or 'Reference', how items' names begin; '': the claims
     file='coverage.json', folder='../results'
 ) -> Table:
     "What the report has of a kind, where it is here, and what was found, with its numbers."

@@ -177,6 +177,22 @@ def test_it_is_exported_lazily(run):
     script = 'import sys, mnistgen; assert "mnistgen.comparison" not in sys.modules and "compare" in dir(mnistgen); print(mnistgen.compare.__module__)'
     assert run('-c', script).stdout.strip() == 'mnistgen.comparison'
 
+# ---- its plans
+
+def test_stored_rows_are_not_measured_again(run):
+    "All of a plan that is stored: nothing is drawn, and the file stays as it is."
+    before = (root/'results/rf-fast-evaluation.json').read_bytes()
+    assert run('tools/measure.py', 'rf-fast').stdout == '' and (root/'results/rf-fast-evaluation.json').read_bytes() == before
+
+def test_a_planned_row_is_a_row_of_the_comparison(tmp_path, monkeypatch):
+    sys.path.insert(0, str(root/'tools'))
+    import measure
+    monkeypatch.setattr(measure, 'CACHE', tmp_path)
+    way = measure.Way(measure.Sampling('midpoint', 5, w=1.), n=60)
+    row, stored = measure.row(mnistgen.load('rf-fast', 'cpu'), way), json.loads((root/'results/rf-fast-evaluation.json').read_text())['rows'][0]
+    assert stored.keys() - {'confusion'} <= row.keys() and row['way'] == way.json() and row['nfe'] == 10. and not {'milliseconds', 'parameters', 'model'} & row.keys()
+    assert len(list(tmp_path.glob('*/*/000000-000060.npy'))) == 1
+
 # ---- the command
 
 def test_the_command_and_its_help(capsys, tmp_path, monkeypatch):
