@@ -3,6 +3,8 @@
 # make site       the site, in _docs/ (with Quarto where it is installed, else with smalldocs)
 # make speedrun   ten minutes of training, then 10,000 digits and what they are worth, in
 #                 runs/speedrun/ (MINUTES=60: an hour)
+# make results    build every stored result again from the weights: days on a CPU, goes on where it
+#                 was stopped (ARGS=--list: print the steps, run nothing; ARGS="--only rf-fast")
 # make notebooks  run every notebook again and save its outputs, export the library, write README.md
 # make clean      remove what can be made again
 #
@@ -13,7 +15,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test site speedrun notebooks clean
+.PHONY: demo test site speedrun results notebooks clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -54,6 +56,9 @@ site: $(VENV)/.installed-dev
 speedrun: MINUTES ?= 10
 speedrun: $(VENV)/.installed
 	@$(BIN)/python benchmarks/speedrun.py --minutes $(MINUTES)
+
+results: $(VENV)/.installed-dev
+	@$(BIN)/python tools/results.py $(ARGS)
 
 notebooks: $(VENV)/.installed-dev
 	$(BIN)/nbdev_export

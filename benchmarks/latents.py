@@ -299,10 +299,12 @@ def edge_row(images):
 
 def edge_sets(models, test, n, seed):
     "{name: what gives the images}"
-    from measure import samples
+    import torch
+    from measure import CACHE
+    from mnistgen.comparison import samples, source_of
     from mnistgen.lab.options import Way
     from mnistgen.lab.data import to_uint8
-    def drawn(k, way): return lambda: samples(models[k], models[k].header['checksum'], Way(way, n, seed))
+    def drawn(k, way): return lambda: torch.cat(list(samples(source_of(models[k]), Way(way, n, seed), CACHE)))
     decoded = lambda: to_uint8(models['ldm'].space.autoencoder.reconstruct(test))
     sets = {'test images': lambda: test, 'test images, encoded and decoded': decoded}
     for name, ways in EDGES.items():

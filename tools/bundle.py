@@ -1,6 +1,7 @@
 """Make a finished run part of the package: `python tools/bundle.py runs/ddpm`.
 
-Copies its weights to mnistgen/weights/, its record and stage images to results/. What was measured
+Copies its weights to mnistgen/weights/, its record and stage images to results/, and writes how long
+it was trained into mnistgen/weights/minutes.json, by the checksum of the weights. What was measured
 on other weights of that name is then out of date: run the slow cells of the model's chapter
 (`python tools/refresh.py --flags slow nbs/01_ddpm.ipynb`)."""
 import argparse
@@ -21,6 +22,21 @@ def copy(source, to):
     shutil.copyfile(source, top/to)
     print(to)
 
+def minutes(record):
+    "How long the runs of a record took, with those before."
+    before = minutes(record['before']) if 'before' in record else 0
+    return sum(e['seconds'] for e in record['history'])/60 + before
+
+def remember(weights, took):
+    "Where `mnistgen compare` finds it, also without a clone: headers of older weights do not say it."
+    sys.path.insert(0, str(top))
+    from mnistgen.lab.store import read_header
+    file = top/'mnistgen/weights/minutes.json'
+    known = json.loads(file.read_text()) if file.exists() else {}
+    known[read_header(weights)['checksum']] = round(took, 2)
+    file.write_text(json.dumps(known, indent=1) + '\n')
+    print(file.relative_to(top))
+
 def bundle(run):
     "Copy weights, record and stage images of the run in the folder `run` to where they are kept."
     run = Path(run)
@@ -40,9 +56,12 @@ def bundle(run):
     copy(run/f'{name}.json', f'results/{name}.json')
     for stage in sorted(run.glob(f'{name}-epoch-*.png')):
         copy(stage, f'results/{count_on(stage.name, further)}')
+    took = minutes(record)
     if earlier and earlier['history'][-1]['eval_loss'] == record['start']['eval_loss']:
         # these weights were trained further: keep how they came to be
         kept.write_text(json.dumps(record | {'before': earlier}, indent=1) + '\n')
+        took += minutes(earlier)
+    remember(top/f'mnistgen/weights/{name}.safetensors', took)
 
 if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__,

@@ -2,10 +2,11 @@
 
     python tools/measure.py ddpm [--only WORD] [--state FILE ...]
 
-Draws samples in all the ways of its plan and evaluates them, into results/NAME-evaluation.json,
-and the headline into mnistgen/weights/scores.json, which `mnistgen list` shows. What is there
-already for these weights is not done again, and samples are kept in runs/evaluation/, some hundreds
-a file, so a stopped run goes on where it was.
+A plan is a list of ways for `mnistgen.compare`'s rows: this measures them, into
+results/NAME-evaluation.json, and the headline into mnistgen/weights/scores.json, which
+`mnistgen list` shows. What is there already for these weights is not done again, and samples are
+kept in runs/evaluation/, some hundreds a file, so a stopped run goes on where it was. Started by
+`accelerate launch` or `torchrun`, all processes share the drawing and the judging.
 
 --state: the training state of a run of that model (runs/NAME/state.safetensors): its averaged and
 its raw weights are compared."""
@@ -18,6 +19,7 @@ from mnistgen.lab.device import print_anything
 from mnistgen.lab.options import Sampling, Way
 
 CHUNK = 250
+CACHE = top/'runs'/'evaluation'
 
 def ddim(steps, eta, **options): return Sampling('ddim', steps, eta=eta, **options)
 
@@ -65,45 +67,15 @@ def headline_of(model):
     from mnistgen.zoo.models import MODELS
     return Way(MODELS[model].sampling, n=10_000)
 
-def digits(g, n, seed, first):
-    "What a conditional model is asked for; None for others."
-    from mnistgen.zoo.evaluation import digits_at_random
-    return digits_at_random(n, seed, first) if g.labels else None
-
-def samples(g, weights, way):
-    "The samples of a way as bytes (n, 28, 28): those on the disk, and the others drawn and put there."
-    import numpy as np
-    import torch
-    from mnistgen.lab.data import to_uint8
-    from mnistgen.lab.store import write_atomically
-    folder = top/'runs'/'evaluation'/weights/f'{way.sampling}, seed {way.seed}'.replace(' ', '-')
-    folder.mkdir(parents=True, exist_ok=True)
-    out, s = [], way.sampling
-    end = way.first + way.n
-    for first in range(way.first, end, CHUNK):
-        path = folder/f'{first:06d}.npy'
-        if not path.exists():
-            n = min(CHUNK, end - first)
-            images = g.sample(n, digits(g, n, way.seed, first), way.seed, first=first, **s.json())
-            def write(tmp):
-                with open(tmp, 'wb') as f: np.save(f, to_uint8(images).numpy())
-            write_atomically(path, write)
-        out.append(torch.from_numpy(np.load(path)))
-    return torch.cat(out)
-
-def measure(g, weights, way, about):
-    "A row of results: how, with what, and all numbers."
-    from mnistgen.zoo.evaluation import evaluate
-    times = [time.time()]
-    images = samples(g, weights, way)
-    times.append(time.time())
-    scores = evaluate(images, digits(g, way.n, way.seed, way.first))
-    times.append(time.time())
-    drawn, judged = times[1] - times[0], times[2] - times[1]
-    fd, real = scores['train']['FD'], scores['floor']['train']['FD']
-    print(f'{way}: FD {fd:.2f} (real {real:.2f}), drawn in {drawn:.0f} s, judged in {judged:.0f} s',
-          flush=True)
-    return about | dict(way=way.json(), **scores)
+def row(g, way):
+    "A row of results: how, with what, and all numbers. Samples are kept."
+    from mnistgen.comparison import measure, source_of
+    start, source = time.time(), source_of(g)
+    record = measure(source, way, CACHE, CHUNK, at=())
+    about = {*source.facts, 'model', 'weights', 'how'}               # the file says it once
+    fd, real = record['train']['FD'], record['floor']['train']['FD']
+    print(f'{way}: FD {fd:.2f} (real {real:.2f}), {time.time() - start:.0f} s', flush=True)
+    return {k: v for k, v in record.items() if k not in about}
 
 def of_state(path):
     "Generators with the averaged and with the raw weights of a training state; and its header."
@@ -132,8 +104,8 @@ def headline(model, result):
 
 def main(model, only, states):
     import mnistgen
-    from mnistgen.lab.device import device_info
-    from mnistgen.lab.store import versions, write_atomically
+    from mnistgen.lab.device import process_number
+    from mnistgen.lab.store import write_atomically
     from mnistgen.zoo.generator import epochs_of
     g = mnistgen.load(model, 'cpu')
     weights, path = g.header['checksum'], top/'results'/f'{model}-evaluation.json'
@@ -141,15 +113,14 @@ def main(model, only, states):
     if result.get('weights') != weights:
         result = dict(model=model, weights=weights, epochs=epochs_of(g.header), rows=[],
                       averaging=[])
-    about = dict(device=device_info(g.device)['name'])
-    about |= {k: v for k, v in versions().items() if k in ('torch', 'commit')}
     def put(rows, row):
         rows.append(row)
+        if process_number()[0]: return        # the first of several processes writes
         write_atomically(path, lambda tmp: tmp.write_text(json.dumps(result, indent=1) + '\n'))
         headline(model, result)
     for way in dict.fromkeys([*PLANS[model], headline_of(model)]):
         done = any(Way.of(r['way']) == way for r in result['rows'])
-        if only in str(way) and not done: put(result['rows'], measure(g, weights, way, about))
+        if only in str(way) and not done: put(result['rows'], row(g, way))
     for state in states:
         generators, h = of_state(state)
         epoch, lr = h.get('start', {}).get('epochs', 0) + len(h['history']), h['history'][-1]['lr']
@@ -158,8 +129,7 @@ def main(model, only, states):
                          weights='averaged' if kind == 'average' else 'raw')
             done = any({k: r[k] for k in facts} == facts for r in result['averaging'])
             if done: continue
-            name = f"{h['checksum']}-{kind}"
-            put(result['averaging'], measure(generator, name, AVERAGING, about | facts))
+            put(result['averaging'], facts | row(generator, AVERAGING))
 
 if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__,

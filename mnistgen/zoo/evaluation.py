@@ -272,6 +272,12 @@ def border(
     edge[2:-2, 2:-2] = False
     return images[:, edge].float().mean().item()
 
+# %% ../../nbs/zoo/evaluation.ipynb #d1f0a007
+@functools.cache
+def _shares():
+    "The share of the digits up to each, in the training set; read once."
+    return load_images(root=BUNDLED).labels.bincount().double().cumsum(0)/60_000
+
 # %% ../../nbs/zoo/evaluation.ipynb #d1f0a002
 @own_defaults()
 def digits_at_random(
@@ -279,9 +285,8 @@ def digits_at_random(
     first=0 # index of the first sample
 ) -> torch.Tensor: # (n,) int64
     "Digits to ask for: each as often, by chance, as in the training set."
-    share = load_images(root=BUNDLED).labels.bincount().double().cumsum(0)/60_000
     chance = torch.rand(first + n, generator=make_rng('evaluate', seed), dtype=torch.float64)
-    return torch.searchsorted(share, chance[first:], right=True)
+    return torch.searchsorted(_shares(), chance[first:], right=True)
 
 # %% ../../nbs/zoo/evaluation.ipynb #d1f0a006
 def diversity(
