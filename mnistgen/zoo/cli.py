@@ -332,7 +332,8 @@ def export(
 
 # %% ../../nbs/zoo/cli.ipynb #faa9ce05
 COMMANDS = {'list': list_models, 'sample': sample, 'train': train, 'evaluate': evaluate,
-            'export': export, 'compare': 'mnistgen.comparison:compare_models'}         # looked up when it is run
+            'export': export,
+            'compare': 'mnistgen.comparison:compare_models'}         # looked up when it is run
 
 # %% ../../nbs/zoo/cli.ipynb #faa9ce06
 def function_of(
