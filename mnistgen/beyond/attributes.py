@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MEASURES', 'RANKS', 'KINDS', 'thickness', 'slant', 'width', 'measure', 'ranks', 'attribute_labels', 'say_attributes',
-           'RankEmbedding', 'AttributeMLP', 'AttributeUNet']
+           'RankEmbedding', 'AttributeMLP', 'AttributeUNet', 'Composed']
 
 # %% ../../nbs/beyond/attributes.ipynb #a77b0004
 import math
@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from torch import nn
 
 from ..cfg import CrossUNet, LabelMLP
-from ..lab.data import BUNDLED, fill_labels, load_images
+from ..lab.data import BUNDLED, check_labels, fill_labels, load_images
 from ..lab.options import label_options, number
 from ..unet import check_label
 
@@ -171,3 +171,25 @@ def condition(self:AttributeUNet, x, t, label=None, context=None): # input, feat
     digit, *said = fill_labels(label, len(x), len(KINDS), x.device).T
     tokens = [self.embedding(digit % 11), *(f(r) for f, r in zip(self.ranks, said))]
     return x, self.time(t), torch.stack(tokens, 1)
+
+# %% ../../nbs/beyond/attributes.ipynb #a77b0051
+class Composed(nn.Module):
+    "Several classes at once, u + Σ w·(c - u) (Liu et al., 2022), in one batched pass."
+    labels = {}                               # they are said already
+
+    def __init__(self,
+        net, # net(x, t, label)
+        classes, # two digits or more
+        w=1. # guidance scale of each
+    ):
+        super().__init__()
+        self.net, self.w = net, w
+        self.said = check_labels([*classes, -1], len(classes) + 1, net.labels)
+
+# %% ../../nbs/beyond/attributes.ipynb #a77b0052
+@patch
+def forward(self:Composed, x, t, label=None): # like x
+    k = len(self.said)
+    said = self.said.to(x.device).repeat_interleave(len(x), 0)
+    *classes, u = self.net(x.repeat(k, 1, 1, 1), t.repeat(k), said).chunk(k)
+    return u + self.w*sum(c - u for c in classes)

@@ -385,7 +385,13 @@ class Plan:
     "A checked request for samples."
     n: int                                    # number of samples
     seed: int
-    labels: object = None                     # (n,) int64, or None
+    labels: object = None                     # (n,) or (n, K) int64, or None
     sampling: Sampling|None = None            # None for an autoencoder, which decodes noise
+
+    @property
+    def digits(self):
+        "The digits that are asked for, (n,) int64, the first column of the labels; or None."
+        if self.labels is None or self.labels.ndim == 1: return self.labels
+        return self.labels[:, 0]
 
     def __str__(self): return f"{self.sampling or 'decoded from noise'}, seed {self.seed}"
