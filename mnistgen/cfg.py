@@ -114,8 +114,7 @@ class Guided(nn.Module):
         self.unguided, self.before = None, None
         labels = getattr(net, 'labels', {})
         if negative is not None and labels:
-            shape = (1,) if len(labels) == 1 else (1, len(labels))
-            check_label(labels, torch.full(shape, negative, device='cpu'), 1)
+            check_label(dict([*labels.items()][:1]), torch.tensor([negative], device='cpu'), 1)
         if self.in_x0 and process is None:
             raise ValueError('rescale, parallel, momentum and bound work on x̂0: give the process')
         if zero_init and getattr(process, 'predict', None) != 'velocity':
@@ -140,7 +139,8 @@ def both(self:Guided,
 ) -> tuple: # the conditional answer, and what it is compared with, each of the shape of x
     "Two answers from one batched pass; of two networks, from one each."
     if self.guide is not None: return self.net(x, t, label), self.guide(x, t, label)
-    other = torch.full_like(label, -1 if self.negative is None else self.negative)
+    other = torch.full_like(label, -1)
+    if self.negative is not None: other.view(len(other), -1)[:, 0] = self.negative
     answers = self.net(torch.cat([x, x]), torch.cat([t, t]), torch.cat([label, other]))
     return answers.chunk(2)
 

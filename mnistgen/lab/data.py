@@ -272,12 +272,14 @@ def check_labels(
     if labels is None: return None
     kinds = list(classes)
     accepted = f'give one {kinds[0]} or a flat list of {kinds[0]}s'
-    if len(kinds) > 1: accepted = f'give rows of {len(kinds)} numbers: {", ".join(kinds)}'
+    if len(kinds) > 1: accepted += f', or rows of {len(kinds)} numbers: {", ".join(kinds)}'
     try: labels = torch.as_tensor(labels, device='cpu')
     except (TypeError, ValueError, RuntimeError):
         raise ValueError(f'labels {labels!r}: {accepted}') from None
     whole = not labels.is_floating_point() and labels.dtype != torch.bool
     if labels.ndim == 0: labels = labels.view(1)
+    if labels.ndim == 1 and len(kinds) > 1:   # of the other kinds nothing is said
+        labels = F.pad(labels[:, None], (0, len(kinds) - 1), value=-1)
     fits = labels.ndim == 1 if len(kinds) == 1 else labels.shape[1:] == (len(kinds),)
     if not whole or not fits: raise ValueError(f'labels: {accepted}')
     labels = labels.long()                    # bytes have no -1
@@ -362,10 +364,14 @@ class Batches:
         return torch.randperm(len(self.x), generator=rng, device='cpu')
 
     def labels_of(self, epoch): # (N,) or (N, K), or None
-        "The labels of an epoch: a share is left out, decided by seed, epoch and item alone."
+        """The labels of an epoch: a share is left out, decided by seed, epoch and item alone.
+
+        Of several kinds each by itself, and for the same share of the items all of them."""
         if self.labels is None or not self.drop: return self.labels
-        chance = draw(torch.rand, self.labels.shape, make_rng('drop', self.seed, index=epoch))
-        return self.labels.masked_fill((chance < self.drop).to(self.labels.device), -1)
+        rng = make_rng('drop', self.seed, index=epoch)
+        out = draw(torch.rand, self.labels.shape, rng) < self.drop
+        if self.labels.ndim > 1: out |= draw(torch.rand, (len(out), 1), rng) < self.drop
+        return self.labels.masked_fill(out.to(self.labels.device), -1)
 
     def part(self, rank, world) -> slice:
         "The items of a batch for process `rank` of `world`: together the batch, each once."

@@ -278,7 +278,7 @@ def evaluate(
     else:
         draw, plan, about = _samples_of(model, n, labels, seed, device, plain, autoencoder,
                                         **choices)
-        digits, how = plan.labels, f'{model}, {plan}'
+        digits, how = plan.digits, f'{model}, {plan}'
     if out: check_writable(out)
     start = time.time()
     images = draw()

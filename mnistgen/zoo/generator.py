@@ -13,10 +13,10 @@ from fastcore.basics import patch
 
 from ..cfg import Guided
 from ..ddpm import Noise, limit_x0
-from ..lab.data import check_labels, crop, reflect_pad
+from ..lab.data import check_labels, crop, fill_labels, reflect_pad
 from ..lab.device import keep_memory, own_defaults, pick_device
 from ..lab.engine import freeze
-from ..lab.options import (Plan, SAMPLERS, Sampling, check_integer, choose_sampling,
+from ..lab.options import (LABEL_OPTIONS, Plan, SAMPLERS, Sampling, check_integer, choose_sampling,
                                   in_words, options_of)
 from ..rectified_flow import Counted
 
@@ -121,6 +121,21 @@ def network(self:Generator): # net(x, t, label)
         self._before = snapshot(self._net) if watch else None
     return self._frozen
 
+# %% ../../nbs/zoo/generator.ipynb #8dbe03e5
+@patch
+def _say(self:Generator, labels, n, options):
+    "Labels with the columns that options say. ValueError for what the network cannot be told."
+    said = {}
+    for f in LABEL_OPTIONS:
+        said |= f(**{k: v for k, v in options.items() if k in options_of(f)})
+    if unknown := [k for k in said if k not in self.labels]:
+        raise ValueError(f"the model '{self.header.get('model')}' cannot be told "
+                         f"{in_words(unknown, 'or')}: leave it out")
+    if not said: return labels
+    labels = fill_labels(labels, n, len(self.labels))
+    for k, column in said.items(): labels[:, list(self.labels).index(k)] = column
+    return labels
+
 # %% ../../nbs/zoo/generator.ipynb #2fd09b33
 @patch
 @own_defaults()
@@ -133,6 +148,7 @@ def plan(self:Generator,
     if not self.labels and labels is not None: raise ValueError(f'{who}: it takes no labels')
     if labels is not None: labels = check_labels(labels, n, self.labels)
     way = choose_sampling(self.sampling, sampler, steps, **options)
+    labels = self._say(labels, n, way.options)
     guidance = options_of(Guided)
     asked = in_words([k for k, v in options.items() if k in guidance and v is not None], 'and')
     if not self.labels and asked:

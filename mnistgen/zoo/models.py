@@ -11,6 +11,7 @@ import importlib, json, os, pkgutil, shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..beyond.attributes import AttributeMLP, AttributeUNet
 from ..cfg import ConcatUNet, CrossUNet, LabelMLP
 from ..ddpm import DDPM
 from ..lab.data import Folded, Pixels
@@ -150,6 +151,21 @@ add_model('rf-latent', '06_rectified_flow', process=RectifiedFlow, space=Latents
 add_model('rf-fast', '06_rectified_flow', process=RectifiedFlow, net=LabelMLP, space=Latents,
     autoencoder='vae', network=dict(width=512, blocks=4),
     sampling=Sampling('midpoint', 5, w=1.),
+    recipes=dict(quick=Recipe(epochs=120, batch_size=512, lr=2e-3,
+                              process=dict(times='logit-normal'), **FAST)))
+
+# %% ../../nbs/zoo/models.ipynb #cf51c165
+add_model('cfg-attributes', 'beyond/attributes', net=AttributeUNet, space=Latents,
+    autoencoder='vae',
+    network=dict(LATENT, in_channels=2, out_channels=2, context_dim=128),
+    sampling=Sampling('ddim', 50, eta=0., w=1.),
+    recipes=dict(
+        quick=Recipe(epochs=40, batch_size=256, process=dict(V, clip=False), **MUON)))
+
+add_model('attributes-fast', 'beyond/attributes', net=AttributeMLP, space=Latents,
+    autoencoder='vae',
+    network=dict(width=512, blocks=4),
+    sampling=Sampling('midpoint', 5, w=1.), process=RectifiedFlow,
     recipes=dict(quick=Recipe(epochs=120, batch_size=512, lr=2e-3,
                               process=dict(times='logit-normal'), **FAST)))
 

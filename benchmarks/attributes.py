@@ -1,0 +1,137 @@
+"""Attributes that are asked for, measured: `python benchmarks/attributes.py PART [--model M]`.
+
+Parts, each a file of results, results/MODEL-PART.json:
+
+- asked: 10,000 digits with attributes at random from 0.05 to 0.95, all three said; what is measured
+  of the samples beside what was asked for, their digits, and their distance
+- settings: 1,000 digits at each setting of one attribute, the others not said
+- left-out: 10,000 digits, no attribute said: the distance
+- negative: 4s that are not to be 9s, and the like (of `cfg-fast`)
+- two: samples of two classes at once (of `cfg-fast`)
+
+What is there already of these weights is not measured again."""
+import argparse, sys, time
+from pathlib import Path
+
+import torch
+from scipy.stats import spearmanr
+
+top = Path(__file__).resolve().parent.parent
+RESULTS = top/'results'
+sys.path[:0] = [str(top), str(top/'benchmarks')]
+import mnistgen
+from guidance import Rows
+from mnistgen.beyond.attributes import KINDS, MEASURES, RANKS, Composed, ranks
+from mnistgen.lab.data import make_rng
+from mnistgen.lab.options import Sampling, Way
+from mnistgen.zoo.evaluation import digits_at_random, get_judge
+from mnistgen.zoo.generator import Generator
+
+SETTINGS = (.05, .2, .35, .5, .65, .8, .95)
+PAIRS = ((4, 9), (9, 4), (7, 9), (3, 5), (5, 3), (8, 3))
+
+def judged(images, digits):
+    "The numbers of samples: distance to the training images, and how many are the digit asked for."
+    judge = get_judge()
+    seen = judge.assess(images)
+    scores = judge.alone(seen, digits)
+    return seen, dict(train=judge.compare(seen, 'train'), accuracy=scores['accuracy'],
+                      confident=scores['confident'])
+
+def asked(g, name):
+    "Every attribute by chance: does the sample follow?"
+    def measure(g, way):
+        digits, rng = digits_at_random(way.n, way.seed), make_rng('attributes')
+        said = .05 + .9*torch.rand(way.n, len(MEASURES), generator=rng)
+        label = torch.cat([digits[:, None], (said*(RANKS - 1)).round().long()], 1)
+        images = g.sample(way.n, label, way.seed, batch_size=1000, **way.sampling.json())
+        seen, scores = judged(images, digits)
+        found, rows = ranks(images, digits), {}
+        for i, kind in enumerate(MEASURES):
+            test = spearmanr(said[:, i], found[:, i])
+            tenth = ((said[:, i] - .05)/.9*10).long().clamp(max=9)
+            rows[kind] = dict(
+                spearman=test.statistic, n=way.n,
+                asked=[said[tenth == k, i].mean().item() for k in range(10)],
+                quantiles=[found[tenth == k, i].quantile(torch.tensor([.1, .5, .9])).tolist()
+                           for k in range(10)],
+                accuracy=[(seen.digits == digits)[tenth == k].float().mean().item()
+                          for k in range(10)],
+                error=(found[:, i] - said[:, i]).abs().mean().item())
+        for k, r in rows.items(): print(f"{k}: Spearman {r['spearman']:.3f}", flush=True)
+        return dict(way=way.json(), attributes=rows, **scores)
+    Rows(g, f'{name}-asked').add('asked', Way(g.sampling, n=10_000), measure)
+
+def settings(g, name):
+    "One attribute at a time, at fixed settings."
+    rows = Rows(g, f'{name}-settings')
+    def measure(g, way):
+        digits = torch.arange(way.n) % 10
+        images = g.sample(way.n, digits, way.seed, batch_size=1000, **way.sampling.json())
+        _, scores = judged(images, digits)
+        found = ranks(images, digits).mean(0).tolist()
+        print(f"{way}: accuracy {scores['accuracy']:.4f}", flush=True)
+        return dict(way=way.json(), found=dict(zip(MEASURES, found)), **scores)
+    for kind in MEASURES:
+        for s in SETTINGS:
+            way = Sampling(g.sampling.sampler, g.sampling.steps, **g.sampling.options, **{kind: s})
+            rows.add(kind, Way(way, n=1000), measure)
+
+def counted(g, way, digits, of=None):
+    "How many of the samples are seen as which digit, and how sure the judge is."
+    images = (of or g).sample(way.n, digits, way.seed, batch_size=1000, **way.sampling.json())
+    seen, scores = judged(images, digits)
+    return seen, dict(way=way.json(), counts=seen.digits.bincount(minlength=10).tolist(), **scores)
+
+def negative(g, name):
+    """A digit, guided away from the class it is taken for, beside plain guidance.
+
+    FD is to all digits, so it compares these rows with each other alone."""
+    rows = Rows(g, f'{name}-negative')
+    for digit, other in PAIRS:
+        def measure(g, way):
+            seen, row = counted(g, way, torch.full((way.n,), digit))
+            print(digit, other, way.sampling, row['accuracy'], row['counts'][other], flush=True)
+            return row | dict(digit=digit, other=other)
+        for w in (1., 1.5, 2., 3.):
+            for options in ({}, dict(negative=other)) if w > 1 else ({},):
+                way = Way(Sampling('ddim', 50, eta=0., w=w, **options), n=1000)
+                rows.add(f'{digit} not {other}', way, measure)
+
+def two(g, name):
+    "Two classes at once, the sum of their pushes."
+    rows = Rows(g, f'{name}-two')
+    for pair in ((1, 7), (3, 8), (4, 9), (2, 0), (5, 6)):
+        for w in (1., 1.5, 2.):
+            def measure(g, way):
+                both = Generator(Composed(g.network(), pair, w), g.process, g.space, g.sampling,
+                                 plain=True)
+                seen, row = counted(g, way, None, both)
+                print(pair, w, row['counts'], row['confident'], flush=True)
+                return row | dict(pair=pair, w=w)
+            rows.add(f'{pair[0]} and {pair[1]}, w = {w:g}', Way(Sampling('ddim', 50, eta=0.), n=1000),
+                     measure)
+
+def left_out(g, name):
+    "No attribute said."
+    def measure(g, way):
+        digits = digits_at_random(way.n, way.seed)
+        images = g.sample(way.n, digits, way.seed, batch_size=1000, **way.sampling.json())
+        _, scores = judged(images, digits)
+        print(f"{way}: FD {scores['train']['FD']:.3f}, accuracy {scores['accuracy']:.4f}", flush=True)
+        return dict(way=way.json(), **scores)
+    Rows(g, f'{name}-left-out').add('left out', Way(g.sampling, n=10_000), measure)
+
+PARTS = dict(asked=asked, settings=settings, negative=negative, two=two) | {'left-out': left_out}
+USUAL = dict(negative='cfg-fast', two='cfg-fast')
+
+if __name__ == '__main__':
+    p = argparse.ArgumentParser(description=__doc__,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('parts', nargs='+', choices=PARTS)
+    p.add_argument('--model', help='default: attributes-fast; of negative and two cfg-fast')
+    p.add_argument('--weights', help='a .safetensors file of that model')
+    a = p.parse_args()
+    for part in a.parts:
+        name = a.model or USUAL.get(part, 'attributes-fast')
+        PARTS[part](mnistgen.load(a.weights or name, 'cpu'), name)
