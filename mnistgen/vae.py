@@ -16,7 +16,7 @@ from torch import nn
 from .ddpm import Noise
 from .lab.data import Pixels, crop, draw, in_batches, normalize, reflect_pad
 from .lab.device import keep_memory, own_defaults, pick_device
-from .lab.engine import freeze
+from .lab.engine import freeze, snapshot, unchanged
 from .lab.options import Plan, check_integer, check_number
 from .unet import Attention, Downsample, ResBlock, Upsample
 
@@ -149,11 +149,12 @@ def loss(self:ELBO, net, batch, rng=None): # a number
 
 # %% ../nbs/03_vae.ipynb #74780a59
 class Autoencoder:
-    "A trained VAE, ready for use: images to latents and back. Its network must not be changed."
+    "A trained VAE, ready for use: images to latents and back."
     labels = {}                               # it can be told nothing
     space = Pixels()                          # what it samples
     keep_stages = True                        # training keeps the weights of its stages
     measures = dict(scale=lambda self, pixels: self.measure_scale(pixels))
+    _shared = True                            # may somebody else hold the network?
 
     def __init__(self,
         net, # a VAE
@@ -163,8 +164,8 @@ class Autoencoder:
     ):
         self.device, self.plain = pick_device(device), plain
         self.header = header or {}
-        self.net = net.to(self.device).eval()
-        self._freeze()
+        self._net = net.to(self.device).eval()
+        self._halves = self._before = None
 
     @classmethod
     def of(cls, net, process=None, space=None, sampling=None, header=None, device='cpu',
@@ -173,32 +174,47 @@ class Autoencoder:
         return cls(net, header, device, plain)
 
     def __repr__(self):
-        parameters = sum(p.numel() for p in self.net.parameters())
+        parameters = sum(p.numel() for p in self._net.parameters())
         name = self.header.get('model', '?')
         return f"Autoencoder('{name}', {parameters:,} parameters, on {self.device})"
 
 # %% ../nbs/03_vae.ipynb #4cc1f9e3
-@patch
-def _freeze(self:Autoencoder):
-    "Make the halves that answer: frozen copies of the network's, where that is faster."
-    halves = self.net.encoder, self.net.decoder
-    self.encoder, self.decoder = halves if self.plain else map(freeze, halves)
-    if self.device.type == 'cpu' and not self.plain: keep_memory()
+@patch(as_prop=True)
+def net(self:Autoencoder):
+    "The network. Whoever has it can change it, so each later call looks whether it has changed."
+    self._shared = True
+    if self._halves and self._before is None: self._before = snapshot(self._net)
+    return self._net
 
 # %% ../nbs/03_vae.ipynb #89f27105
 @patch
-def __getstate__(self:Autoencoder):
-    return {k: v for k, v in self.__dict__.items() if k not in ('encoder', 'decoder')}
+@own_defaults()
+def halves(self:Autoencoder): # encoder, decoder
+    "What answers: frozen copies of the network's halves, where that is faster."
+    own = self._net.encoder, self._net.decoder
+    if self.plain: return own
+    if self._before and not unchanged(self._net, self._before): self._halves = None
+    if self._halves is None:
+        if self.device.type == 'cpu': keep_memory()
+        self._halves = tuple(map(freeze, own))
+        self._before = snapshot(self._net) if self._shared and self._halves != own else None
+    return self._halves
 
 # %% ../nbs/03_vae.ipynb #468a45a5
 @patch
-def __setstate__(self:Autoencoder, state):
-    self.__dict__ |= state
-    self._freeze()                                                   # a copy freezes its own
+def __getstate__(self:Autoencoder): return self.__dict__ | {'_halves': None, '_before': None}
+
+# %% ../nbs/03_vae.ipynb #5be0aa83
+@patch(as_prop=True)
+def encoder(self:Autoencoder): return self.halves()[0]
+
+# %% ../nbs/03_vae.ipynb #5be0aa84
+@patch(as_prop=True)
+def decoder(self:Autoencoder): return self.halves()[1]
 
 # %% ../nbs/03_vae.ipynb #115641cb
 @patch(as_prop=True)
-def shape(self:Autoencoder): return self.net.shape                   # of the latents of an image
+def shape(self:Autoencoder): return self._net.shape                  # of the latents of an image
 
 # %% ../nbs/03_vae.ipynb #74c99b75
 @patch(as_prop=True)
@@ -229,8 +245,8 @@ def posterior(self:Autoencoder,
     batch_size=250
 ): # mean and log-variance, each (n, 2, 4, 4), on the CPU
     "The Gaussians that the encoder gives."
-    to_input = _to_input(images)
-    encode = lambda x: self.net.encode(to_input(x), self.encoder)
+    to_input, encoder = _to_input(images), self.encoder
+    encode = lambda x: self._net.encode(to_input(x), encoder)
     return in_batches(encode, images, batch_size, self.device)
 
 # %% ../nbs/03_vae.ipynb #14ffbce0
@@ -246,7 +262,8 @@ def decode(self:Autoencoder,
     batch_size=250
 ): # images (n, 1, 28, 28) in [0, 1], on the CPU
     "The images that latents stand for."
-    decode = lambda z: self.space.decode(self.net.decode(z, self.decoder))
+    decoder = self.decoder
+    decode = lambda z: self.space.decode(self._net.decode(z, decoder))
     return in_batches(decode, z, batch_size, self.device)
 
 # %% ../nbs/03_vae.ipynb #41cf02a2

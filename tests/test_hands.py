@@ -781,3 +781,14 @@ def test_a_network_changed_in_place_draws_as_it_is(what):
     g.plain = True
     want = g.sample(2, decoded=False)
     assert (after - want).abs().max() < .2*(before - want).abs().max()
+
+def test_an_autoencoder_changed_in_place_decodes_as_it_is():
+    a = mnistgen.load('vae-light', 'cpu')
+    g = mnistgen.load('cfg-fast', 'cpu')
+    before, drawn = a.sample(2), g.sample(2, steps=2)
+    assert a.sample(2).equal(before)
+    with torch.no_grad():
+        for autoencoder in (a, g.space.autoencoder): autoencoder.net.decoder[0].weight.neg_()
+    after = a.sample(2)
+    a.plain = True
+    assert (after - a.sample(2)).abs().mean() < .1*(before - after).abs().mean() and not g.sample(2, steps=2).equal(drawn)
