@@ -13,14 +13,9 @@ from ..cfg import Guided
 from ..ddpm import Noise, limit_x0
 from ..lab.data import check_labels, crop, fill_labels, reflect_pad
 from ..lab.device import keep_memory, own_defaults, pick_device
-<<<<<<< HEAD
-from ..lab.engine import freeze
-from ..lab.options import (LABEL_OPTIONS, Plan, SAMPLERS, Sampling, check_integer, choose_sampling,
-=======
 from ..lab.engine import freeze, snapshot, unchanged
-from ..lab.options import (Plan, SAMPLERS, Sampling, check_integer, choose_sampling,
->>>>>>> hands
-                                  in_words, options_of)
+from ..lab.options import (LABEL_OPTIONS, Plan, SAMPLERS, Sampling, check_integer,
+                                  choose_sampling, in_words, options_of)
 from ..rectified_flow import Counted
 
 # %% ../../nbs/zoo/generator.ipynb #3399a124
