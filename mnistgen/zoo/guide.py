@@ -97,7 +97,7 @@ def _ends(reader, usual=None):
     low = 0. if reader.least is None else reader.least
     high = reader.most
     if high is None: high = 1. if 0 < low < 1e-3 else 4*abs(usual or 2.5)
-    return (high/100 if getattr(reader, 'positive', False) else low), high
+    return (max(.05, high/100) if getattr(reader, 'positive', False) else low), high
 
 # %% ../../nbs/zoo/guide.ipynb #9ade0019
 def _candidates(reader):
@@ -647,7 +647,7 @@ def still(self:GuidanceLab,
 @patch
 def still(self:DenoisingLab,
     settings,
-    most=20 # pictures
+    most=12 # pictures
 ) -> str: # HTML
     "The panel as a slider through the steps, drawn before."
     last = lambda at: [*self.draw(settings | dict(at=at), STILL)][-1]
@@ -701,20 +701,26 @@ class Row:
         for p in self.parts: p.observe(lambda change: changed(), 'value')
 
 # %% ../../nbs/zoo/guide.ipynb #9ade0057
+def _noted(parts, note):
+    "Widgets in a row, the first of them named, with a word on what they mean."
+    import ipywidgets as W
+    first, *rest = parts
+    first.layout.width, first.style.description_width = '30rem', '8.5rem'
+    for p in parts: p.tooltip = note
+    words = W.HTML('<span style="font-size: .85em; line-height: 1.2; opacity: .75">'
+                   f'{html.escape(note)}</span>', layout=dict(flex='1 1 16rem', margin='0 .5rem'))
+    return W.HBox([*parts, words], layout=dict(flex_flow='row wrap', align_items='center'))
+
+# %% ../../nbs/zoo/guide.ipynb #9ade006e
 @patch
 def _lay_out(self:Row):
     "Name, widgets, help, in a row."
-    import ipywidgets as W
     first, *rest = self.parts
-    for p in self.parts: p.tooltip = self.control.help
-    first.description, first.style.description_width = self.control.label, '8rem'
-    first.layout.width = '24rem'
+    first.description = self.control.label
     for p in rest:
         if p is self.on: p.description, p.indent = 'use', False
-        p.layout.width = '4.5rem' if p is self.on else '14rem'
-    help = W.HTML('<span style="font-size: .85em; line-height: 1.2; opacity: .75">'
-                  f'{html.escape(self.control.help)}</span>', layout=dict(flex='1 1 16rem'))
-    self.box = W.HBox([*self.parts, help], layout=dict(flex_flow='row wrap', align_items='center'))
+        p.layout.width = '4.5rem' if p is self.on else '16rem'
+    self.box = _noted(self.parts, self.control.help)
 
 # %% ../../nbs/zoo/guide.ipynb #9ade0058
 @patch(as_prop=True)
@@ -780,7 +786,9 @@ class Panel:
         box = self.box
         for drawn in self.lab.draw(self.settings()):
             if drawn: self.show(drawn)
-        return {**box._repr_mimebundle_(), 'text/plain': repr(self)}
+        # for whoever reads the notebook where there are no widgets
+        still = {'image/png': base64.b64encode(self.image.value).decode(), 'text/plain': repr(self)}
+        return box._repr_mimebundle_() | still
 
 # %% ../../nbs/zoo/guide.ipynb #9ade005f
 @patch(as_prop=True)
@@ -797,23 +805,28 @@ def box(self:Panel):
 def _build(self:Panel):
     "All widgets but those of the options, which depend on the model and the sampler."
     import ipywidgets as W
-    named = dict(style=dict(description_width='8rem'), layout=dict(width='24rem'))
-    self.image = W.Image(format='png', layout=dict(width=f'{WIDTH*LIVE//2}px', max_width='100%'))
+    self.image = W.Image(format='png', layout=dict(
+        width=f'{WIDTH*LIVE//2 + 16}px', max_width='100%', border='8px solid white'))
     self.image.add_class('mnistgen-picture')
-    self.status = W.HTML(layout=dict(min_height='2.6rem'))
-    self.model = W.Dropdown(options=self.lab.names, description='model', **named)
-    self.sampler = W.Dropdown(options=['ddim'], description='sampler', **named)
-    self.steps = W.SelectionSlider(options=STEPS, description='steps', **named)
-    self.seed = W.BoundedIntText(0, min=0, max=2**31 - 1, description='seed of the noise', **named)
+    self.status = W.HTML(layout=dict(min_height='2.8rem'))
+    self.model = W.Dropdown(options=self.lab.names, description='model')
+    self.sampler = W.Dropdown(options=['ddim'], description='sampler')
+    self.steps = W.SelectionSlider(options=STEPS, description='steps')
+    self.seed = W.BoundedIntText(0, min=0, max=2**31 - 1, description='seed')
     self.main, self.others = [W.VBox() for _ in range(2)]
     self.more = W.ToggleButton(False, description='more options', icon='sliders')
     self.reset = W.Button(description='reset', icon='undo', tooltip='everything as it was')
-    self.line = W.Textarea(rows=2, description='the same in Python',
-                           style=dict(description_width='8rem'), layout=dict(width='99%'))
-    buttons = W.HBox([self.more, self.reset], layout=dict(margin='.25rem 0 .25rem 8.2rem'))
+    self.line = W.Textarea(rows=2, description='in Python', layout=dict(width='99%'),
+                           style=dict(description_width='8.5rem'))
+    buttons = W.HBox([self.more, self.reset], layout=dict(margin='.25rem 0 .25rem 8.6rem'))
     near, own = self._own_widgets()
-    self._box = W.VBox([self.image, *near, self.status, self.model, *own, self.main, self.steps,
-                        self.sampler, self.seed, buttons, self.others, self.line])
+    rows = [_noted([w], note) for w, note in (
+        (self.model, 'which network is asked'), *own,
+        (self.steps, 'from noise to image; each asks the network once or more'),
+        (self.sampler, 'how it goes from one step to the next'),
+        (self.seed, 'of the noise; another one, other digits (0 or more)'))]
+    self._box = W.VBox([self.image, self.status, *near, *rows[:-3], self.main, *rows[-3:],
+                        buttons, self.others, self.line])
     for w in (self.steps, self.seed): w.observe(lambda change: self.changed(), 'value')
     for w in (self.model, self.sampler): w.observe(self._other_way, 'value')
     self.more.observe(lambda change: self._open(), 'value')
@@ -904,25 +917,25 @@ class GuidancePanel(Panel):
     "The panel of a `GuidanceLab`."
     def _own_widgets(self):
         import ipywidgets as W
-        narrow = dict(width='2.6rem', min_width='2.6rem')
+        narrow = dict(width='2.5rem', min_width='2.5rem')
         self.digits = [W.ToggleButton(False, description=str(d), tooltip=f'draw the digit {d}',
                                       layout=narrow) for d in range(10)]
-        self.hint = W.HTML(layout=dict(margin='0 0 0 .75rem'))
-        label = W.Label('digits', layout=dict(width='8rem', display='flex',
-                                              justify_content='flex-end', margin='0 4px 0 0'))
-        self.n = W.BoundedIntText(10, min=1, max=40, description='samples',
-                                  style=dict(description_width='8rem'), layout=dict(width='24rem'))
+        self.n = W.BoundedIntText(10, min=1, max=40, description='samples')
         for w in (*self.digits, self.n): w.observe(lambda change: self.changed(), 'value')
         for w in self.digits: w.observe(self._paint, 'value')
+        label = W.Label('digits', layout=dict(width='8.5rem', display='flex',
+                                              justify_content='flex-end', margin='0 6px 0 2px'))
+        self.hint = W.HTML(layout=dict(margin='0 .5rem'))
         row = W.HBox([label, *self.digits, self.hint], layout=dict(flex_flow='row wrap'))
-        return [], [row, self.n]
+        return [row], [(self.n, 'how many are drawn, the digits in turn (1 to 40)')]
 
     def _paint(self, change): change.owner.button_style = 'info' if change.new else ''
 
     def _own_settings(self):
         n, pressed = self.n.value, [d for d, w in enumerate(self.digits) if w.value]
         told = bool(_generator(self.model.value).labels)
-        self.hint.value = '' if pressed or not told else 'none: nothing is asked for, w waits'
+        hint = '' if pressed or not told else 'none: nothing is asked for, and w guides nowhere'
+        self.hint.value = f'<span style="font-size: .85em">{hint}</span>'
         return dict(n=n, labels=[pressed[i % len(pressed)] for i in range(n)] if pressed and told
                     else [] if told else None)
 
@@ -936,15 +949,15 @@ class DenoisingPanel(Panel):
     "The panel of a `DenoisingLab`."
     def _own_widgets(self):
         import ipywidgets as W
-        wide = dict(style=dict(description_width='8rem'), layout=dict(width='24rem'))
-        self.at = W.IntSlider(0, min=0, max=10, description='steps taken', **wide)
+        self.at = W.IntSlider(0, min=0, max=10, description='steps taken')
         self.play = W.Play(min=0, max=10, interval=150, tooltip='from noise to image')
         self.links = [W.jslink((self.play, 'value'), (self.at, 'value')),
                       W.jslink((self.at, 'max'), (self.play, 'max'))]
         any_digit = [('none', None)] + [(str(d), d) for d in range(10)]
-        self.digit = W.Dropdown(options=any_digit, description='digit', **wide)
+        self.digit = W.Dropdown(options=any_digit, description='digit')
         for w in (self.at, self.digit): w.observe(lambda change: self.changed(), 'value')
-        return [W.HBox([self.at, self.play])], [self.digit]
+        way = _noted([self.at, self.play], 'along the way from noise to image, t falls')
+        return [way], [(self.digit, 'what is asked for, of a model that can be told')]
 
     def _own_settings(self):
         told, d = bool(_generator(self.model.value).labels), self.digit.value
