@@ -434,7 +434,7 @@ def test_the_pictures_drawn_before_move_without_a_kernel(browser):
     "Two of them in one page, as a published page may have them; no script fails."
     two = [mnistgen.guidance_lab(steps=1, n=1, w=3.), mnistgen.denoising_lab(steps=2)]
     page, wrong = browser.new_page(viewport=dict(width=400, height=800)), []
-    page.on('pageerror', wrong.append)
+    page.on('pageerror', lambda e: wrong.append(e))
     page.set_content(''.join(f'<div>{p._repr_mimebundle_()["text/html"]}</div>' for p in two))
     sliders, images = page.locator('input[type=range]'), page.locator('img')
     assert sliders.count() == images.count() == 2

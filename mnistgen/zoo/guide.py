@@ -18,7 +18,7 @@ from torch import nn
 from ..cfg import Guided
 from ..ddpm import Noise
 from ..lab.data import check_labels, normalize, to_uint8
-from ..lab.device import own_defaults
+from ..lab.device import device_info, own_defaults
 from ..lab.options import (Either, Option, SAMPLERS, check_choice, check_integer, choice,
                                   choose_sampling, integer, number, options_of, sampler_options,
                                   span, switch)
@@ -26,6 +26,7 @@ from ..lab.plotting import PALETTE
 from ..lab.store import WEIGHTS
 from ..rectified_flow import Counted
 from .evaluation import load_judge
+from .generator import epochs_of
 from .models import MODELS, load
 
 # %% ../../nbs/zoo/guide.ipynb #9ade000c
@@ -265,6 +266,13 @@ def _shortest(labels):
     for m in range(1, n + 1):
         if n % m == 0 and labels == labels[:m]*(n//m): return labels[0] if m == 1 else labels[:m]
 
+# %% ../../nbs/zoo/guide.ipynb #9ade0073
+@patch
+def asks(self:Lab, settings) -> bool:
+    "Is anything asked for, that guidance can work towards: a digit, or what else a label says?"
+    kinds = _generator(settings['model']).labels
+    return bool(settings['labels']) or any(settings.get(k) is not None for k in kinds)
+
 # %% ../../nbs/zoo/guide.ipynb #9ade002a
 @patch
 def arguments(self:Lab, settings) -> dict:
@@ -276,11 +284,10 @@ def arguments(self:Lab, settings) -> dict:
     if own['labels']: own['labels'] = _shortest(own['labels'])
     elif own['labels'] is not None: own['labels'] = None
     if sampler != g.sampling.sampler: own['sampler'] = sampler
-    usual, guides = usual_options(g, sampler), options_of(Guided)
-    alone = own['labels'] is None             # then there is nothing to guide towards
+    usual, asks = usual_options(g, sampler), self.asks(settings)
     kept = {k: v for k, v in kw.items() if k not in ('model', 'at') and v is not None
-            and (k not in usual or v != usual[k]) and not (alone and k in guides)}
-    if 'w' in usual and 'w' not in g.sampling.options and not alone: kept['w'] = kw.get('w', 1.)
+            and (k not in usual or v != usual[k]) and (asks or k not in options_of(Guided))}
+    if 'w' in usual and 'w' not in g.sampling.options and asks: kept['w'] = kw.get('w', 1.)
     return {k: v for k, v in own.items() if v is not None} | kept
 
 # %% ../../nbs/zoo/guide.ipynb #9ade002b
@@ -393,9 +400,10 @@ def _verdicts(self:GuidanceLab, images, labels):
     asked = None if labels is None else labels.view(len(labels), -1)[:, 0].tolist()
     right = [None]*len(images)
     if asked: right = [d == a if a >= 0 else None for d, a in zip(digits.tolist(), asked)]
+    told = len(images) - right.count(None)
     texts = [f'{d}  {p:.0%}' for d, p in zip(digits.tolist(), sure.tolist())]
-    count = f' The judge sees the digit asked for in {right.count(True)} of {len(images)}.'
-    return list(zip(texts, right)), count if asked else ''
+    count = f' The judge sees the digit asked for in {right.count(True)} of {told}.'
+    return list(zip(texts, right)), count if told else ''
 
 # %% ../../nbs/zoo/guide.ipynb #9ade003b
 @dataclass(frozen=True)
@@ -452,11 +460,11 @@ def draw(self:DenoisingLab, settings, scale=LIVE): # yields Drawn or None
             yield Drawn(f'{plan}: step {len(steps)} …') if late else None
         trajectory = self._trajectory(g, settings, steps)
         took = f'{net.evaluations(1):g} evaluations (NFE), {1e3*(time.perf_counter() - start):.0f} ms'
-        self.kept = way, (trajectory, f'{plan}: {took}', net.evaluations(1))
-    trajectory, how, nfe = self.kept[1]
+        self.kept = way, (trajectory, plan, took, net.evaluations(1))
+    trajectory, plan, took, nfe = self.kept[1]
     at = max(0, min(settings['at'], len(trajectory)))
     canvas, words = self.picture(g, trajectory, at, scale)
-    yield Drawn(f'{how}. {words}', canvas.png(scale == STILL), done=True, line=self.line(settings),
+    yield Drawn(f'{plan}: {took}. {words}', canvas.png(scale == STILL), done=True, line=self.line(settings),
                 images=trajectory.pictures[0, -1:], nfe=nfe, steps=len(trajectory))
 
 # %% ../../nbs/zoo/guide.ipynb #9ade003f
@@ -626,6 +634,12 @@ def frames_html(
     alt = html.escape(f'{name} {list(frames)[at]}: {words}', quote=True)
     return FRAMES % dict(first=first, alt=alt, words=html.escape(words), data=data)
 
+# %% ../../nbs/zoo/guide.ipynb #9ade0075
+def _made_by(g, plan):
+    "Which run made pictures: model, how they were drawn, where."
+    return (f"{g.header['model']}, {epochs_of(g.header):g} epochs; {plan}, on "
+            f"{device_info(g.device)['name']}. These pictures were drawn before.")
+
 # %% ../../nbs/zoo/guide.ipynb #9ade0051
 @patch
 def still(self:GuidanceLab,
@@ -637,10 +651,9 @@ def still(self:GuidanceLab,
     drawn = {f'{w:g}': last(w) for w in scales}
     if any(d.refused for d in drawn.values()): raise ValueError(drawn[f'{scales[0]:g}'].words)
     at = min(range(len(scales)), key=lambda i: abs(scales[i] - settings['w']))
-    one = settings | dict(w=scales[at])
-    words = (f"{settings['model']}, {_generator(settings['model']).plan(**self.arguments(one))}. "
-             'These pictures were drawn before, from the same noise. In JupyterLab, '
-             'mnistgen.guidance_lab() draws while you move the sliders, of which there are more.')
+    g, one = _generator(settings['model']), settings | dict(w=scales[at])
+    words = (f'{_made_by(g, g.plan(**self.arguments(one)))} The noise is the same in all of them. '
+             'In JupyterLab, mnistgen.guidance_lab() draws while sliders move, and has more of them.')
     return frames_html({k: d.png for k, d in drawn.items()}, 'guidance scale w', at, words)
 
 # %% ../../nbs/zoo/guide.ipynb #9ade0052
@@ -658,8 +671,8 @@ def still(self:DenoisingLab,
     times = ['the end' if i == len(trajectory) else _time(trajectory.times[i]) for i in chosen]
     frames = {f'{t} (step {i})': last(i).png for t, i in zip(times, chosen)}
     at = min(range(len(chosen)), key=lambda i: abs(chosen[i] - settings['at']))
-    words = (f"{settings['model']}, {self.kept[1][1]}. These pictures were drawn before. In "
-             'JupyterLab, mnistgen.denoising_lab() draws any model and sampler.')
+    words = (f"{_made_by(_generator(settings['model']), self.kept[1][1])} In JupyterLab, "
+             'mnistgen.denoising_lab() draws with any model, sampler and number of steps.')
     return frames_html(frames, 'from noise to image', at, words)
 
 # %% ../../nbs/zoo/guide.ipynb #9ade0055
@@ -850,8 +863,15 @@ def changed(self:Panel):
     "Something was moved: what can be moved now, and a new picture."
     if self.quiet: return
     settings = self.settings()
-    for row in self.rows.values(): row.enable(bool(settings['labels']) or not row.control.guides)
+    self._enable(settings)
     self.newest.ask(settings)
+
+# %% ../../nbs/zoo/guide.ipynb #9ade0074
+@patch
+def _enable(self:Panel, settings):
+    "What cannot do anything cannot be moved."
+    asks = self.lab.asks(settings)
+    for row in self.rows.values(): row.enable(asks or not row.control.guides)
 
 # %% ../../nbs/zoo/guide.ipynb #9ade0064
 @patch
@@ -908,7 +928,7 @@ def _renew(self:Panel, settings, ask=False):
     self.others.children = [row.box for k, row in self.rows.items() if k not in first]
     self._show_own(settings, g)
     self._open()
-    for row in self.rows.values(): row.enable(bool(settings['labels']) or not row.control.guides)
+    self._enable(settings)
     self.quiet = False
     if ask: self.changed()
 
