@@ -19,9 +19,9 @@ from ..cfg import Guided
 from ..ddpm import Noise
 from ..lab.data import check_labels, normalize, to_uint8
 from ..lab.device import device_info, own_defaults
-from ..lab.options import (Either, Option, SAMPLERS, check_choice, check_integer, choice,
-                                  choose_sampling, integer, number, options_of, sampler_options,
-                                  span, switch)
+from ..lab.options import (Either, Option, SAMPLERS, Sampling, check_choice, check_integer,
+                                  choice, choose_sampling, integer, number, options_of,
+                                  sampler_options, span, switch)
 from ..lab.plotting import PALETTE
 from ..lab.store import WEIGHTS
 from ..rectified_flow import Counted
@@ -607,7 +607,8 @@ for (const figure of document.querySelectorAll('.mnistgen-frames:not([data-alive
   const slider = document.createElement('input'), label = document.createElement('label')
   const value = document.createElement('output'), image = figure.querySelector('img')
   Object.assign(slider, {type: 'range', min: 0, max: frames.length - 1, value: at})
-  slider.style.cssText = 'width: min(24rem, 55%%); margin: 0 .75rem; vertical-align: middle'
+  label.style.cssText = 'display: flex; align-items: center; gap: .75rem; margin: .5rem 0'
+  slider.style.cssText = 'flex: 0 1 24rem; min-width: 6rem'
   label.append(name, slider, value)
   figure.querySelector('div').append(label)
   const show = () => {
@@ -651,8 +652,11 @@ def still(self:GuidanceLab,
     drawn = {f'{w:g}': last(w) for w in scales}
     if any(d.refused for d in drawn.values()): raise ValueError(drawn[f'{scales[0]:g}'].words)
     at = min(range(len(scales)), key=lambda i: abs(scales[i] - settings['w']))
-    g, one = _generator(settings['model']), settings | dict(w=scales[at])
-    words = (f'{_made_by(g, g.plan(**self.arguments(one)))} The noise is the same in all of them. '
+    g = _generator(settings['model'])
+    plan = g.plan(**self.arguments(settings))
+    rest = {k: v for k, v in plan.sampling.options.items() if k != 'w'}
+    plan = replace(plan, sampling=Sampling(plan.sampling.sampler, plan.sampling.steps, **rest))
+    words = (f'{_made_by(g, plan)} The noise is the same in all of them. '
              'In JupyterLab, mnistgen.guidance_lab() draws while sliders move, and has more of them.')
     return frames_html({k: d.png for k, d in drawn.items()}, 'guidance scale w', at, words)
 
