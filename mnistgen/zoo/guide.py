@@ -168,10 +168,10 @@ class Canvas:
 
     def mark(self, right, x, y, r=1.4):
         "A blue disc for right, a red cross for wrong, around x, y."
-        x, y, r = [v*self.scale for v in (x, y, r)]
-        if right: return self.pen.ellipse((x - r, y - r, x + r, y + r), PALETTE[0])
-        for d in (r, -r):
-            self.pen.line((x - r, y - d, x + r, y + d), PALETTE[1], round(.8*self.scale))
+        box = [v*self.scale for v in (x - r, y - r, x + r, y + r)]
+        if right: return self.pen.ellipse(box, PALETTE[0])
+        for line in (box, [box[0], box[3], box[2], box[1]]):
+            self.pen.line(line, PALETTE[1], round(.8*self.scale))
 
     def frame(self, x, y, side, width=.8, colour=PALETTE[4]):
         "A line around a digit at x, y."
@@ -184,7 +184,8 @@ class Canvas:
         return out.getvalue()
 
 # %% ../../nbs/zoo/guide.ipynb #9ade0020
-WIDTH, LIVE, STILL = 298, 5, 3                # of a picture; its scale in a panel, and on a page
+WIDTH = 298                                   # of a picture
+LIVE, STILL = 5, 3                            # its scale in a panel, and on a page
 
 def samples_picture(
     images, # uint8 (n, 28, 28)
@@ -228,7 +229,7 @@ def see(
 # %% ../../nbs/zoo/guide.ipynb #9ade0027
 @dataclass(frozen=True)
 class Drawn:
-    "What a panel shows: words, and a picture or none. A finished one knows what was drawn, and how."
+    "What a panel shows: words, and a picture or none; and of what is finished, how it was drawn."
     words: str
     png: bytes|None = None                    # None: the picture stays what it is
     refused: bool = False                     # do the words say why nothing is drawn?
@@ -307,7 +308,7 @@ def why_not(self:Lab, settings) -> str|None:
 # %% ../../nbs/zoo/guide.ipynb #9ade006d
 @patch
 def begin(self:Lab, model, given) -> dict:
-    "Settings to begin with: what is given, and else what is usual. ValueError if it is not accepted."
+    "Settings to begin with: what is given, else what is usual. ValueError if it is not accepted."
     out = self.usual(model, given.get('sampler')) | given
     g, n = _generator(model), check_integer('n', out['n'], 1, 40)
     if g.labels and 'labels' not in given: out['labels'] = [i % 10 for i in range(n)]
@@ -317,6 +318,21 @@ def begin(self:Lab, model, given) -> dict:
     words = self.why_not(out)
     if words: raise ValueError(words)
     return out
+
+# %% ../../nbs/zoo/guide.ipynb #9ade0076
+@patch
+def accept(self:Lab, settings): # yields Drawn, returns the Generator, or None for wrong settings
+    "What comes before drawing: in words, that a model takes its time, or what is wrong."
+    name = settings['model']
+    if name not in self.ready: yield Drawn(f'{name}: getting ready …')
+    words = self.why_not(settings)
+    if words:
+        yield Drawn(words, refused=True)
+        return
+    g = _generator(name)
+    g.network()                               # frozen, which takes longer the first time
+    self.ready.add(name)
+    return g
 
 # %% ../../nbs/zoo/guide.ipynb #9ade002d
 class GuidanceLab(Lab):
@@ -344,29 +360,22 @@ def _moments(n, k=10):
 def steps_of(self:Lab,
     g, settings,
     net # that is asked: a Counted one
-): # yields what stream yields, and every quarter of a second True, else False
-    "The steps of the samples, as the sampler has them, and whether it is time for a picture."
+): # yields (t, x, x̂0), and whether it is time for a picture
+    "The steps of the samples, as the sampler has them."
     shown = time.perf_counter()
     for step in g.stream(net=net, decoded=False, **self.arguments(settings)):
         late = time.perf_counter() - shown > self.preview
         before = time.perf_counter()
         yield step, late
-        # no more than a third of the time goes into pictures
-        if late: shown = max(time.perf_counter(), before + 2*(time.perf_counter() - before))
+        if late: shown = 2*time.perf_counter() - before  # at most half of it goes into pictures
 
 # %% ../../nbs/zoo/guide.ipynb #9ade0035
 @patch
 def draw(self:GuidanceLab, settings, scale=LIVE): # yields Drawn or None
     "Draw samples: yields pictures, at last the finished one."
-    words, name = None, settings['model']
-    if name not in self.ready: yield Drawn(f'{name}: getting ready …')
-    words = self.why_not(settings)
-    if words:
-        yield Drawn(words, refused=True)
-        return
-    g = _generator(name)
+    g = yield from self.accept(settings)
+    if g is None: return
     net, plan = Counted(g.network()), g.plan(**self.arguments(settings))
-    self.ready.add(name)
     start, way = time.perf_counter(), []
     for (t, x, x0_hat), late in self.steps_of(g, settings, net):
         way.append((t, x0_hat[:1].clone()))
@@ -440,32 +449,36 @@ def _trajectory(self:DenoisingLab, g, settings, steps):
     pictures[:, -1] = _decoded(g, xs[-1])                # as `sample` decodes it, by itself
     return Trajectory(times, x, x0_hat[:-1], pictures)
 
+# %% ../../nbs/zoo/guide.ipynb #9ade0077
+def _all_but_at(settings):
+    "What decides the sample, where `at` only says which of its steps is shown."
+    return {k: v for k, v in settings.items() if k != 'at'}
+
+# %% ../../nbs/zoo/guide.ipynb #9ade0078
+@patch
+def _sample(self:DenoisingLab, g, settings): # yields Drawn or None
+    "Draw the sample and keep its way."
+    plan, net = g.plan(**self.arguments(settings)), Counted(g.network())
+    start, steps = time.perf_counter(), []
+    for (t, x, x0_hat), late in self.steps_of(g, settings, net):
+        steps.append((t, x.clone(), x0_hat.clone()))
+        yield Drawn(f'{plan}: step {len(steps)} …') if late else None
+    nfe, seconds = net.evaluations(1), time.perf_counter() - start
+    took = f'{nfe:g} evaluations (NFE), {1e3*seconds:.0f} ms'
+    self.kept = _all_but_at(settings), (self._trajectory(g, settings, steps), plan, took, nfe)
+
 # %% ../../nbs/zoo/guide.ipynb #9ade003e
 @patch
 def draw(self:DenoisingLab, settings, scale=LIVE): # yields Drawn or None
     "Draw a sample, if it is another one than before, and show the step `at`."
-    name, way = settings['model'], {k: v for k, v in settings.items() if k != 'at'}
-    if name not in self.ready: yield Drawn(f'{name}: getting ready …')
-    words = self.why_not(settings)
-    if words:
-        yield Drawn(words, refused=True)
-        return
-    g = _generator(name)
-    if self.kept[0] != way:
-        plan, steps, net = g.plan(**self.arguments(settings)), [], Counted(g.network())
-        self.ready.add(name)
-        start = time.perf_counter()
-        for (t, x, x0_hat), late in self.steps_of(g, settings, net):
-            steps.append((t, x.clone(), x0_hat.clone()))
-            yield Drawn(f'{plan}: step {len(steps)} …') if late else None
-        trajectory = self._trajectory(g, settings, steps)
-        took = f'{net.evaluations(1):g} evaluations (NFE), {1e3*(time.perf_counter() - start):.0f} ms'
-        self.kept = way, (trajectory, plan, took, net.evaluations(1))
+    g = yield from self.accept(settings)
+    if g is None: return
+    if self.kept[0] != _all_but_at(settings): yield from self._sample(g, settings)
     trajectory, plan, took, nfe = self.kept[1]
     at = max(0, min(settings['at'], len(trajectory)))
     canvas, words = self.picture(g, trajectory, at, scale)
-    yield Drawn(f'{plan}: {took}. {words}', canvas.png(scale == STILL), done=True, line=self.line(settings),
-                images=trajectory.pictures[0, -1:], nfe=nfe, steps=len(trajectory))
+    yield Drawn(f'{plan}: {took}. {words}', canvas.png(scale == STILL), done=True, nfe=nfe,
+                line=self.line(settings), images=trajectory.pictures[0, -1:], steps=len(trajectory))
 
 # %% ../../nbs/zoo/guide.ipynb #9ade003f
 def _shades(values, most=3.):
@@ -537,7 +550,7 @@ def _way(self:DenoisingLab, canvas, trajectory, at, top):
 
 # %% ../../nbs/zoo/guide.ipynb #9ade0049
 class Newest:
-    "Does in a thread what is asked for; what is out of date is dropped, or stopped if it takes long."
+    "Does what is asked for, in a thread; what is out of date is dropped, or stopped."
     def __init__(self,
         work, # request -> a generator of results, None where there is nothing to show
         show, # is called with each of them, in the thread
@@ -630,7 +643,8 @@ def frames_html(
 ) -> str:
     "A slider through pictures, without a kernel and without a network."
     texts = [base64.b64encode(png).decode() for png in frames.values()]
-    data = json.dumps(dict(name=name, values=list(frames), frames=texts, at=at)).replace('</', r'<\/')
+    data = json.dumps(dict(name=name, values=list(frames), frames=texts, at=at))
+    data = data.replace('</', r'<\/')                                # or it would end the script
     first = f'data:image/png;base64,{texts[at]}'
     alt = html.escape(f'{name} {list(frames)[at]}: {words}', quote=True)
     return FRAMES % dict(first=first, alt=alt, words=html.escape(words), data=data)
@@ -657,7 +671,7 @@ def still(self:GuidanceLab,
     rest = {k: v for k, v in plan.sampling.options.items() if k != 'w'}
     plan = replace(plan, sampling=Sampling(plan.sampling.sampler, plan.sampling.steps, **rest))
     words = (f'{_made_by(g, plan)} The noise is the same in all of them. '
-             'In JupyterLab, mnistgen.guidance_lab() draws while sliders move, and has more of them.')
+             'In JupyterLab, mnistgen.guidance_lab() draws while its many sliders move.')
     return frames_html({k: d.png for k, d in drawn.items()}, 'guidance scale w', at, words)
 
 # %% ../../nbs/zoo/guide.ipynb #9ade0052
@@ -705,7 +719,8 @@ class Row:
     ):
         import ipywidgets as W
         self.control, c = control, control
-        self.words = self.slider = self.on = None
+        self.words = self.slider = None
+        self.on = None
         if c.words:
             none = [('none', None)] if c.usual is None else []
             more = [self.number] if c.ends else []
@@ -799,13 +814,14 @@ class Panel:
         return f'{type(self.lab).__name__} of {self.start["model"]}: {self.lab.line(self.start)}'
 
     def _repr_mimebundle_(self, include=None, exclude=None):
-        if not _is_live(): return {'text/html': self.lab.still(self.start), 'text/plain': repr(self)}
+        words = {'text/plain': repr(self)}
+        if not _is_live(): return {'text/html': self.lab.still(self.start)} | words
         box = self.box
         for drawn in self.lab.draw(self.settings()):
             if drawn: self.show(drawn)
         # for whoever reads the notebook where there are no widgets
-        still = {'image/png': base64.b64encode(self.image.value).decode(), 'text/plain': repr(self)}
-        return box._repr_mimebundle_() | still
+        still = {'image/png': base64.b64encode(self.image.value).decode()}
+        return box._repr_mimebundle_() | still | words
 
 # %% ../../nbs/zoo/guide.ipynb #9ade005f
 @patch(as_prop=True)
