@@ -150,13 +150,14 @@ def stream(self:Generator,
     n=16, labels=None, seed=0, sampler=None, steps=None, # as for sample
     first=0, # index of the first sample
     decoded=True, # False: as the sampler has them; `space.decode` makes images of them
+    net=None, # net(x, t, label) that answers instead of the model's own, such as `Counted` of it
     **options # as for sample
 ): # yields (t, images (n, 1, 28, 28), the predicted final images), both in [0, 1]
     "Sample step by step, all n in one batch. Wrong arguments are refused at the call."
     plan = self.plan(n, labels, seed, sampler, steps, **options)
     first = check_integer('first', first, 0)
     if self.device.type == 'cpu' and not self.plain: keep_memory()
-    way = self._run(self.network(), plan, first)
+    way = self._run(self.network() if net is None else net, plan, first)
     if decoded: way = ((t, *map(self.space.decode, pictures)) for t, *pictures in way)
     return _step_by_step(way)
 
