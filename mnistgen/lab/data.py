@@ -311,7 +311,7 @@ class ShardedRNG:
 
 # %% ../../nbs/lab/data.ipynb #bbb82abc
 def draw(
-    random, # torch.randn, torch.rand, or the like: random(shape, generator=..., dtype=..., device=...)
+    random, # torch.randn, torch.rand, or another of their arguments
     shape, # (B, ...)
     rng=None, # a torch.Generator, a ShardedRNG, or None
     device='cpu'

@@ -77,7 +77,8 @@ def _odd_block(m): # {part: what is in the way}
 
 # %% ../../nbs/lab/engine.ipynb #6912da78
 def _odd_attention(m): # {part: what is in the way}
-    return dict(norm=_odd_norm(m.norm)) | {k: _odd_linear(getattr(m, k)) for k in 'q k v out'.split()}
+    maps = {k: _odd_linear(getattr(m, k)) for k in ('q', 'k', 'v', 'out')}
+    return dict(norm=_odd_norm(m.norm)) | maps
 
 # %% ../../nbs/lab/engine.ipynb #6313a702
 ODD = {                                       # of each kind: {part, '' for the whole: why}
@@ -116,8 +117,8 @@ def _tell(net, odd):
     line = '; '.join(f'{some(paths)}: {why}' for why, paths in places.items())
     if not line or _TOLD.get(net) == line: return
     _TOLD[net] = line
-    warnings.warn(f'the engine has no fast form of these layers, they run as they are written: {line}',
-                  stacklevel=3)
+    warnings.warn('the engine has no fast form of these layers, they run as they are written: '
+                  + line, stacklevel=3)
 
 # %% ../../nbs/lab/engine.ipynb #b5b0968f
 def _pack(w, x, stride):

@@ -302,7 +302,8 @@ def train_step(self:Trainer,
     rng = make_rng('train', self.recipe.seed, index=self.step, device=self.device)
     B = self.recipe.batch_size
     if self.world > 1: rng = ShardedRNG(rng, self.train.part(self.rank, self.world).start, B)
-    with self.autocast(), self._own_chance(): loss = self.process.loss(self.run, batch, rng)
+    self._seed_layers()
+    with self.autocast(): loss = self.process.loss(self.run, batch, rng)
     share = len(batch[0])/B
     value, = self.sum_over_processes(loss.item()*share)
     if not math.isfinite(value): raise FloatingPointError(self._diverged(value))
@@ -320,14 +321,12 @@ def train_step(self:Trainer,
 
 # %% ../../nbs/lab/training.ipynb #5be0aa31
 @patch
-@contextmanager
-def _own_chance(self:Trainer):
-    "What layers draw by themselves, as dropout does, depends on seed and step alone."
+def _seed_layers(self:Trainer):
+    "Have what layers draw by themselves, as dropout does, depend on seed and step alone."
     index = self.step*self.world + self.rank
     seed = make_rng('layers', self.recipe.seed, index=index).initial_seed()
-    with torch.random.fork_rng([self.device] if self.device.type == 'cuda' else []):
-        torch.manual_seed(seed)
-        yield
+    torch.default_generator.manual_seed(seed)
+    if self.device.type == 'cuda': torch.cuda.manual_seed(seed)
 
 # %% ../../nbs/lab/training.ipynb #b6d94290
 @patch
@@ -559,7 +558,9 @@ def fit(self:Trainer,
         if self.ended and not self.step:
             raise ValueError(f'the {self.recipe.minutes:g} minutes are over before the first step: '
                              'choose more')
-        with hold_interrupts() as pressed: self._epochs(pressed, save_every)
+        devices = [self.device] if self.device.type == 'cuda' else []
+        with hold_interrupts() as pressed, torch.random.fork_rng(devices):
+            self._epochs(pressed, save_every)
     finally:
         if getattr(self, 'lock', None) is not None: os.close(self.lock)
         self.lock = None
