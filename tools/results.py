@@ -1,13 +1,13 @@
 """Build every stored result again from the weights: `make results`, or
 
-    python tools/results.py [--list] [--only WORD] [--again]
+    python tools/results.py [--list | --dry-run] [--only WORD] [--again]
 
 Runs the steps below in their order: what is stored beside the weights, tools/measure.py, the slow
 cells of the notebooks, the parts of the benchmarks. It takes days on a CPU, so it goes on where it
 was stopped: a step that has been done with the weights that are bundled now is not run again
 (runs/results.json remembers), and of the others most keep what is there already, row by row.
 
---list: print the steps, which of them are to do, and the files that they write; run nothing
+--list, --dry-run: print the steps, which of them are to do, and the files that they write; run nothing
 --only WORD: the steps in whose command or files the word is
 --again: run steps that are done as well; what they wrote before moves to runs/results-before/
 
@@ -126,7 +126,7 @@ def move_aside(files):
 def main(argv=None):
     p = argparse.ArgumentParser(description=__doc__,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('--list', action='store_true')
+    p.add_argument('--list', '--dry-run', action='store_true')
     p.add_argument('--only', default='')
     p.add_argument('--again', action='store_true')
     a = p.parse_args(argv)
