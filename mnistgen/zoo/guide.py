@@ -556,9 +556,10 @@ class Newest:
         show, # is called with each of them, in the thread
         patience=.3 # seconds for which a request is not stopped
     ):
-        self.work, self.show, self.patience = work, show, patience
-        self.lock, self.waiting, self.thread = threading.Lock(), None, None
-        self.dropped, self.stopped = 0, 0
+        self.work, self.show = work, show
+        self.patience, self.lock = patience, threading.Lock()
+        self.waiting = self.thread = None
+        self.dropped = self.stopped = 0
 
     def ask(self, request):
         "Returns at once."
