@@ -108,6 +108,21 @@ def test_no_control_is_offered_that_the_library_refuses():
     assert set(controls_of('cfg-fast', 'ddim')) == set(usual_options(mnistgen.load('cfg-fast'),
                                                                      'ddim')) - {'zero_init'}
 
+def test_a_slider_has_what_the_model_accepts(monkeypatch):
+    "A model that takes scales from 1 to 8 alone, and nothing else of guidance."
+    from mnistgen.zoo import guide
+    picky = mnistgen.load('cfg-fast')
+    plan = picky.plan
+    def check(*args, **kw):
+        if not 1 <= kw.get('w', 1) <= 8: raise ValueError('w: choose a number from 1 to 8')
+        if kw.get('rescale'): raise ValueError('rescale: nothing else of guidance')
+        return plan(*args, **kw)
+    monkeypatch.setattr(picky, 'plan', check)
+    monkeypatch.setattr(guide, '_generator', lambda name: picky)
+    controls = controls_of.__wrapped__('picky', 'ddim')
+    assert controls['w'].ends == (1, 8) and controls['w'].guides
+    assert 'rescale' not in controls and 'momentum' in controls
+
 def test_a_new_option_gets_a_control(monkeypatch):
     "A sampler that somebody adds is offered with its options, and no line is written for it."
     from mnistgen.ddim import sample_ddim

@@ -101,15 +101,15 @@ def _ends(reader, usual=None):
     return (max(.05, high/100) if getattr(reader, 'positive', False) else low), high
 
 # %% ../../nbs/zoo/guide.ipynb #9ade0019
-def _candidates(reader):
+def _candidates(reader, ends):
     "Values of an option by which to find out what is accepted."
-    if isinstance(reader, Either): return _candidates(reader.a) + _candidates(reader.b)
+    if isinstance(reader, Either): return _candidates(reader.a, None) + [ends[1]]
     if isinstance(reader, choice): return list(reader.words)
     if isinstance(reader, switch): return [True]
     if isinstance(reader, integer):
         least = reader.least or 0
         return list(range(least, (least + 9 if reader.most is None else reader.most) + 1))
-    return [_ends(reader)] if isinstance(reader, span) else [_ends(reader)[1]]
+    return [ends] if isinstance(reader, span) else list(ends)
 
 # %% ../../nbs/zoo/guide.ipynb #9ade001a
 def usual_options(
@@ -135,12 +135,16 @@ def controls_of(
     takes = lambda **kw: refused(g, n=1, sampler=sampler, **kw) is None
     for k, usual in usual_options(g, sampler).items():
         option = sampler_options(sampler)[k]
-        good = [v for v in _candidates(option.reader) if takes(**said, **{k: v})]
-        if not good or isinstance(option.reader, choice) and len(good) < 2: continue
-        named = isinstance(option.reader, (choice, Either, integer))
-        words = tuple(v for v in good if named and not isinstance(v, float))
         usually = [v for v in (usual, option.default) if isinstance(v, float)]
         ends = _ends(option.reader, max(usually, default=None))
+        accepted = lambda values: [v for v in values if takes(**said, **{k: v})]
+        good = accepted(_candidates(option.reader, ends))
+        if isinstance(option.reader, number) and len(good) < 2:      # a part of it, or nothing
+            good = accepted([ends[0] + (ends[1] - ends[0])*i/24 for i in range(25)])
+        if not good or isinstance(option.reader, (choice, number)) and len(good) < 2: continue
+        named = isinstance(option.reader, (choice, Either, integer))
+        words = tuple(v for v in good if named and not isinstance(v, float))
+        if isinstance(option.reader, number): ends = good[0], good[-1]
         guides = bool(g.labels) and not takes(**{k: good[-1]})
         out[k] = Control(option, usual, words, ends, guides)
     return out
@@ -556,9 +560,10 @@ class Newest:
         show, # is called with each of them, in the thread
         patience=.3 # seconds for which a request is not stopped
     ):
-        self.work, self.show, self.patience = work, show, patience
-        self.lock, self.waiting, self.thread = threading.Lock(), None, None
-        self.dropped, self.stopped = 0, 0
+        self.work, self.show = work, show
+        self.patience, self.lock = patience, threading.Lock()
+        self.waiting = self.thread = None
+        self.dropped = self.stopped = 0
 
     def ask(self, request):
         "Returns at once."
@@ -663,8 +668,10 @@ def still(self:GuidanceLab,
 ) -> str: # HTML
     "The panel as a slider through guidance scales, drawn before."
     last = lambda w: [*self.draw(settings | dict(w=w), STILL)][-1]
+    refused = {w: self.why_not(settings | dict(w=w)) for w in scales}
+    scales = [w for w in scales if not refused[w]]
+    if not scales: raise ValueError(next(iter(refused.values())))
     drawn = {f'{w:g}': last(w) for w in scales}
-    if any(d.refused for d in drawn.values()): raise ValueError(drawn[f'{scales[0]:g}'].words)
     at = min(range(len(scales)), key=lambda i: abs(scales[i] - settings['w']))
     g = _generator(settings['model'])
     plan = g.plan(**self.arguments(settings))
