@@ -135,11 +135,12 @@ def condition(self:MLP,
 def forward(self:MLP,
     x, # noisy latents (B, *shape), float
     t, # times (B,) in [0, 1000), integer or fractional
-    label=None # None: it knows no classes
+    label=None, # None: it knows no classes
+    **told # what else `condition` of a subclass takes
 ): # (B, *shape)
     "What the network says of noisy latents: what it was asked for, of the shape of `x`."
     self.check(x, t)
-    h, emb = self.condition(x, t, label)
+    h, emb = self.condition(x, t, label, **told)
     h = self.enter(h.flatten(1))
     for block in self.blocks: h = block(h, emb)
     return self.leave(F.silu(self.norm(h))).view(x.shape)

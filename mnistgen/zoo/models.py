@@ -11,6 +11,7 @@ import importlib, json, os, pkgutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..beyond.few_steps import Reflow, ScaledMLP
 from ..cfg import ConcatUNet, CrossUNet, LabelMLP
 from ..ddpm import DDPM
 from ..lab.data import Folded, Pixels
@@ -52,6 +53,7 @@ class Model:
     space: type = Pixels                      # what it works in
     autoencoder: str|None = None              # the model in whose latents it works
     kind: type = Generator                    # what a trained network becomes
+    teacher: str|None = None                  # the model that it learns from, and begins with
 
 # %% ../../nbs/zoo/models.ipynb #c9abeecf
 MODELS = {}
@@ -152,6 +154,11 @@ add_model('rf-fast', '06_rectified_flow', process=RectifiedFlow, net=LabelMLP, s
     sampling=Sampling('midpoint', 5, w=1.),
     recipes=dict(quick=Recipe(epochs=120, batch_size=512, lr=2e-3,
                               process=dict(times='logit-normal'), **FAST)))
+
+add_model('one-step', 'beyond/few_steps', process=Reflow, net=ScaledMLP, space=Latents,
+    autoencoder='vae', teacher='rf-fast', network=dict(width=512, blocks=4),
+    sampling=Sampling('euler', 1, w=1.),
+    recipes=dict(quick=Recipe(epochs=17, batch_size=1024, lr=1e-3, **FAST)))
 
 # %% ../../nbs/zoo/models.ipynb #8fd9eb19
 def find_model(name) -> Model:
