@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['TIMES', 'PAIRS', 'straightness', 'ScaledMLP', 'EachGuided', 'follow', 'pack', 'unpack', 'random_scales', 'make_pairs',
-           'u_shaped_times', 'with_noise_times', 'noise_times', 'Reflow', 'SmoothTime', 'MeanMLP', 'MeanFlow',
-           'mean_velocity', 'sample_mean']
+           'u_shaped_times', 'with_noise_times', 'noise_times', 'Reflow', 'SmoothTime', 'MeanMLP', 'mean_velocity',
+           'MeanFlow', 'sample_mean']
 
 # %% ../../nbs/beyond/few_steps.ipynb #fe500004
-import math
-from functools import partial
+import math, time
 
 import torch
 import torch.nn.functional as F
@@ -18,13 +17,12 @@ from torch import nn
 
 from ..cfg import LabelMLP
 from ..ddpm import TIMES
-from ..lab.data import draw, make_rng
+from ..lab.data import draw, make_rng, normalize
 from ..lab.device import half_dtype
 from ..lab.options import check_number
-from ..lab.store import checksum, load_checkpoint, save_checkpoint
+from ..lab.store import load_checkpoint, save_checkpoint
 from ..ldm import Latents
 from ..rectified_flow import ProbabilityFlow, RectifiedFlow, sample_rk4
-from ..vae import ELBO
 
 # %% ../../nbs/beyond/few_steps.ipynb #fe500010
 @torch.no_grad()
@@ -204,8 +202,8 @@ class Reflow(RectifiedFlow):
 
     At the time 1 alone it is distillation: the velocity there is the whole way."""
     def __init__(self,
-        times='u-shaped', # of training: a name in TIMES
-        huber=.017, # c of the pseudo-Huber loss; None: squared errors
+        times='with-noise', # of training: a name in TIMES
+        huber=.25, # c of the pseudo-Huber loss; None: squared errors
         guided=.5, # share of the pairs with a scale above 1
         inverted=.125, # share of the pairs that begin with a real image
         predict='velocity', clip=False
@@ -236,7 +234,7 @@ def losses(self:Reflow,
     return t, (errors.sum(1) + c**2).sqrt() - c
 
 # %% ../../nbs/beyond/few_steps.ipynb #fe500043
-PAIRS = dict(train=60_000, test=2_000)
+PAIRS = dict(train=100_000, test=2_000)
 
 @patch
 def lessons(self:Reflow,
@@ -249,17 +247,23 @@ def lessons(self:Reflow,
     n = min(limit or math.inf, PAIRS[images.split])
     how = dict(teacher=teacher.header['checksum'], n=n, guided=self.guided,
                inverted=self.inverted, split=images.split)
-    path = folder/f"{checksum({k: torch.tensor(list(str(v).encode())) for k, v in how.items()})}.safetensors"
+    path = folder/f"{'-'.join(map(str, how.values()))}.safetensors"
     if path.is_file():
-        kept, header = load_checkpoint(path)
+        kept, _ = load_checkpoint(path)
         return kept['pairs'], kept['labels']
-    real = teacher.space.encode_data(images)
+    real, start = teacher.space.encode_data(images), time.process_time()
     seed = list(PAIRS).index(images.split)
     pairs, labels = make_pairs(teacher.net, teacher.process, real, images.labels, n, seed,
                                self.guided, self.inverted)
     folder.mkdir(parents=True, exist_ok=True)
-    save_checkpoint(path, dict(pairs=pairs, labels=labels), how)
+    save_checkpoint(path, dict(pairs=pairs, labels=labels), how | dict(cpu_seconds=time.process_time() - start))
     return pairs, labels
+
+# %% ../../nbs/beyond/few_steps.ipynb #fe500044
+@patch
+def about(self:Reflow, teacher): # JSON-ready
+    "What the record says of the teacher."
+    return dict(teacher=dict(name=teacher.header['model'], checksum=teacher.header['checksum']))
 
 # %% ../../nbs/beyond/few_steps.ipynb #fe500050
 class SmoothTime(nn.Module):
@@ -308,6 +312,17 @@ def condition(self:MeanMLP, x, t, label=None, w=None, r=None): # what enters, th
     inner, outer = self.by_span
     return x, emb + outer(F.silu(inner((math.pi/2000*k*(t - r)[:, None]).sin())))
 
+# %% ../../nbs/beyond/few_steps.ipynb #fe500055
+def mean_velocity(
+    net, # net(z, t, label, w=, r=), times in [0, 1000]
+    z, t, r, # (B, ...), (B,), (B,): times in [0, 1], r ≤ t
+    tangent, # dz/dt, of the shape of z
+    label=None, w=None # (B,) each
+) -> tuple: # u and du/dt, each of the shape of z
+    "The mean velocity, and how it changes along the path, by one forward derivative."
+    def u(z, t, r): return net(z, 1000*t, label, w=w, r=1000*r)
+    return torch.func.jvp(u, (z, t, r), (tangent, torch.ones_like(t), torch.zeros_like(r)))
+
 # %% ../../nbs/beyond/few_steps.ipynb #fe500053
 @patch
 def start_as(self:MeanMLP, teacher): # a LabelMLP of the same size
@@ -332,17 +347,6 @@ class MeanFlow(RectifiedFlow):
         self.power = check_number('power', power, 0)
         self.config = dict(improved=self.improved, same=self.same, power=self.power, times=times,
                            predict=predict, clip=clip)
-
-# %% ../../nbs/beyond/few_steps.ipynb #fe500055
-def mean_velocity(
-    net, # net(z, t, label, w=, r=), times in [0, 1000]
-    z, t, r, # (B, ...), (B,), (B,): times in [0, 1], r ≤ t
-    tangent, # dz/dt, of the shape of z
-    label=None, w=None # (B,) each
-) -> tuple: # u and du/dt, each of the shape of z
-    "The mean velocity, and how it changes along the path, by one forward derivative."
-    def u(z, t, r): return net(z, 1000*t, label, w=w, r=1000*r)
-    return torch.func.jvp(u, (z, t, r), (tangent, torch.ones_like(t), torch.zeros_like(r)))
 
 # %% ../../nbs/beyond/few_steps.ipynb #fe500056
 @patch

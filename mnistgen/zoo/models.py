@@ -11,7 +11,7 @@ import importlib, json, os, pkgutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..beyond.few_steps import Reflow, ScaledMLP
+from ..beyond.few_steps import Reading, Reflow, ScaledMLP
 from ..cfg import ConcatUNet, CrossUNet, LabelMLP
 from ..ddpm import DDPM
 from ..lab.data import Folded, Pixels
@@ -155,10 +155,15 @@ add_model('rf-fast', '06_rectified_flow', process=RectifiedFlow, net=LabelMLP, s
     recipes=dict(quick=Recipe(epochs=120, batch_size=512, lr=2e-3,
                               process=dict(times='logit-normal'), **FAST)))
 
+add_model('vae-tiny', 'beyond/few_steps', net=VAE, process=Reading, kind=Autoencoder,
+    sampling=None, teacher='vae',
+    network=dict(channels=(64, 80), fold=2, middle=False, groups=16),
+    recipes=dict(quick=Recipe(epochs=3, batch_size=64, lr=4e-3, **MUON)))
+
 add_model('one-step', 'beyond/few_steps', process=Reflow, net=ScaledMLP, space=Latents,
-    autoencoder='vae', teacher='rf-fast', network=dict(width=512, blocks=4),
+    autoencoder='vae-tiny', teacher='rf-fast', network=dict(width=512, blocks=4),
     sampling=Sampling('euler', 1, w=1.),
-    recipes=dict(quick=Recipe(epochs=17, batch_size=1024, lr=1e-3, **FAST)))
+    recipes=dict(quick=Recipe(epochs=16, batch_size=1024, lr=1e-3, **FAST)))
 
 # %% ../../nbs/zoo/models.ipynb #8fd9eb19
 def find_model(name) -> Model:

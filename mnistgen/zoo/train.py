@@ -15,7 +15,7 @@ import torch
 from ..lab.data import Batches, describe_data, find_images
 from ..lab.device import own_defaults, pick_device
 from ..lab.options import check_choice, check_integer
-from ..lab.store import checksum
+from ..lab.store import checksum, read_header
 from ..lab.training import Recipe, Task, Trainer
 from ..ldm import Latents
 from .generator import epochs_of
@@ -124,6 +124,16 @@ def about_lessons(lessons, teacher):
     return dict(name=f"lessons of {teacher.header['model']}", images=len(x),
                 teacher=teacher.header['checksum'], checksum=checksum(tensors))
 
+# %% ../../nbs/zoo/train.ipynb #bf438a95
+def _check_same_latents(teacher, file, name):
+    "ValueError unless a teacher of latents has those of the autoencoder in a file, or in its place."
+    known = teacher.header.get('autoencoder')
+    if known is None or file is None: return
+    own = read_header(file)
+    if known['checksum'] in (own['checksum'], own.get('reads')): return
+    raise ValueError(f"{file}: not the latents that the teacher of '{name}' has learned: choose "
+                     f"{known['name']}, or an autoencoder that reads the latents of it")
+
 # %% ../../nbs/zoo/train.ipynb #3f1848c6
 @own_defaults()
 def train_model(
@@ -164,6 +174,9 @@ def train_model(
     if file:
         _check_takes(net, space, name)
         header['autoencoder'] = latents
+    if lessons:
+        header |= process.about(teacher)
+        _check_same_latents(teacher, file, name)
     task = task_for(model, net, process, space, recipe, limit, device, plain, header, data,
                     lessons)
     spent = 0. if since is None else time.time() - since

@@ -1,0 +1,202 @@
+"""Few steps, measured: `python benchmarks/few_steps.py PART [--model one-step]`.
+
+Parts, each a file of results:
+
+- ways: ways to one evaluation, all from the weights of `rf-fast` (trained here, two to eight minutes
+  each): minutes, straightness, and samples by evaluations; into few-steps-ways.json
+- curve: a bundled model by evaluations and guidance scale, on 2,000 and 10,000 samples, and its
+  teacher beside it; into NAME-curve.json and NAME-teacher.json
+- decoders: what samples are worth through each decoder; into few-steps-decoders.json
+- time: milliseconds a digit, one and a thousand, of all models; into few-steps-time.json
+
+What is there already of these weights is not measured again."""
+import argparse, sys, time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+top = Path(__file__).resolve().parent.parent
+RESULTS, KEPT = top/'results', top/'runs'/'few-steps'
+sys.path[:0] = [str(top), str(top/'benchmarks')]
+import mnistgen
+from autoencoders import about
+from flows import row
+from guidance import Rows, judged, labels_of, medians
+from mnistgen.beyond.few_steps import MeanFlow, MeanMLP, Reflow, sample_mean, straightness
+from mnistgen.ddpm import Noise
+from mnistgen.lab.data import load_images
+from mnistgen.lab.options import Sampling, Way
+from mnistgen.lab.store import WEIGHTS, Results
+from mnistgen.ldm import Latents
+from mnistgen.zoo.generator import guide
+from mnistgen.zoo.models import MODELS
+from mnistgen.zoo.train import train_model
+
+NFES = (1, 2, 4, 8, 50)
+SCALES = (1., 1.25, 1.5, 2., 3., 5., 8.)
+BOTH = dict(process=MeanFlow, net=MeanMLP, plain=True, epochs=8, batch_size=512)
+
+# what is trained, and how it differs from the recipe of `one-step`
+WAYS = {
+    'reflow, U-shaped times': {},
+    'reflow, U-shaped, c = 0.25': dict(huber=.25),
+    'reflow, U-shaped, squared errors': dict(huber=None),
+    'reflow, an eighth at the noise': dict(times='with-noise'),
+    'reflow, an eighth at the noise, c = 0.25': dict(times='with-noise', huber=.25),
+    'reflow, w = 1 alone': dict(guided=0.),
+    'reflow, no real images': dict(inverted=0.),
+    'distillation': dict(times='noise'),
+    'distillation, c = 0.25': dict(times='noise', huber=.25),
+    'MeanFlow': dict(BOTH, improved=False),
+    'MeanFlow, the usual time': dict(BOTH, improved=False, smooth=False),
+    'iMF': dict(BOTH, improved=True),
+}
+
+def trained(what):
+    "A way to one step, trained; from a file if it has been trained before. And its seconds."
+    asked = dict(WAYS[what])
+    name = 'few-' + what.replace(', ', '-').replace(' = ', '-').replace(' ', '-').lower()
+    model, out = MODELS['one-step'], KEPT/name
+    parts = {k: asked.pop(k) for k in ('process', 'net') if k in asked}
+    network = model.network | {k: asked.pop(k) for k in ('smooth',) if k in asked}
+    plain, size = asked.pop('plain', False), {k: asked.pop(k) for k in ('epochs', 'batch_size')
+                                              if k in asked}
+    usual = {} if 'process' in parts else model.recipes['quick'].process
+    recipe = replace(model.recipes['quick'], process=usual | asked, stages=(), **size)
+    MODELS[name] = replace(model, name=name, recipes=dict(quick=recipe), network=network, **parts)
+    file = out/f'{name}.safetensors'
+    if not file.exists(): train_model(name, out=out, device='cpu', plain=plain, resume=out.exists())
+    g = mnistgen.load(file, 'cpu')
+    seconds = sum(e['seconds'] for e in Results(None, out).read(name)['history'])
+    return g, seconds
+
+@torch.no_grad()
+def by_means(g, way):
+    "Samples by mean velocities."
+    labels, out, s = labels_of(g, way), [], way.sampling
+    net = guide(g.net, g.process, w=s.options['w'])
+    for i in torch.arange(way.n).split(500):
+        noise = Noise(way.seed, len(i), way.first + i[0].item())
+        x = noise(torch.empty(len(i), *g.space.shape))
+        for _, x, _ in sample_mean(net, g.process, x, s.steps, labels[i]): pass
+        out.append(g.space.decode(x))
+    return torch.cat(out)
+
+def row_of(g, way):
+    "A row of a way, whatever the network answers."
+    if not isinstance(g.process, MeanFlow): return row(g, way)
+    start = time.time()
+    images = by_means(g, way)
+    drawn, scores = time.time() - start, judged(images, labels_of(g, way))
+    print(f"{way}: FD {scores['train']['FD']:.2f}, {drawn:.0f} s", flush=True)
+    return dict(way=way.json(), nfe=way.sampling.steps, seconds=drawn, **scores)
+
+def straight(g, n=500, w=1.):
+    "The straightness of the paths of a generator."
+    noise, label = Noise(0, n)(torch.empty(n, *g.space.shape)), torch.arange(n) % 10
+    net = guide(g.net, g.process, w=w)
+    return straightness(net, g.process, noise, label)
+
+# ---- the parts
+
+def ways(_):
+    results, found = Results(None, RESULTS), []
+    try: found = results.load('few-steps-ways')['runs']
+    except FileNotFoundError: pass
+    for what in WAYS:
+        g, seconds = trained(what)
+        if any(r['name'] == what and r['weights'] == g.header['checksum'] for r in found): continue
+        found = [r for r in found if r['name'] != what]
+        asked = [Sampling('euler', n, w=1.) for n in NFES]
+        asked += [Sampling('euler', 1, w=w) for w in (1.5, 3.)]
+        record = dict(name=what, weights=g.header['checksum'], seconds=seconds,
+                      epochs=g.header['epochs'], eval_loss=g.header['eval_loss'],
+                      recipe=g.header['recipe'], device_of_training=g.header['device']['name'],
+                      straightness={w: straight(g, w=w) for w in (1., 3.)})
+        print(what, f'{seconds/60:.1f} minutes', record['straightness'], flush=True)
+        found.append(record | dict(rows=[row_of(g, Way(s)) for s in asked]))
+        results.save('few-steps-ways', **about(), runs=found)
+
+def curve(name):
+    g, teacher = mnistgen.load(name, 'cpu'), mnistgen.load(MODELS[name].teacher, 'cpu')
+    rows = Rows(g, f'{name}-curve')
+    for nfe in NFES: rows.add('euler', Way(Sampling('euler', nfe, w=1.)), row)
+    for w in SCALES[1:]: rows.add('scales', Way(Sampling('euler', 1, w=w)), row)
+    for w in (1., 1.5): rows.add('bars', Way(Sampling('euler', 1, w=w), n=10_000), row)
+    rows.add('bars', Way(Sampling('euler', 4, w=1.), n=10_000), row)
+    mine, rows = rows, Rows(teacher, f'{name}-teacher')
+    for nfe in NFES: rows.add('euler', Way(Sampling('euler', nfe, w=1.)), row)
+    for w in SCALES[1:]: rows.add('scales', Way(Sampling('midpoint', 5, w=w)), row)
+    for w in (1., 1.5):
+        for s in (Sampling('euler', 50, w=w), Sampling('rk4', 16, w=w)):
+            rows.add('bars', Way(s, n=10_000), row)
+    for r, m in ((mine, g), (rows, teacher)):
+        if 'straightness' in r.results.read(r.file): continue
+        r.results.save(r.file, add=True, straightness={w: straight(m, w=w) for w in SCALES})
+
+# ---- decoders and time
+
+def scored(images, labels=None):
+    "The judge's numbers, without those of no use here."
+    s = judged(images, labels)
+    return {k: s[k] for k in ('train', 'confident')} | {k: s[k] for k in ('accuracy',) if k in s}
+
+def decoders(name, n=10_000):
+    "Test images through each autoencoder, and the samples of a model through those that read them."
+    g, test, rows = mnistgen.load(name, 'cpu'), load_images(split='test'), []
+    own = mnistgen.load('vae', 'cpu')
+    latents, way = Latents(own).encode_data(test), Way(g.sampling, n=n)
+    drawn = g.sample(n, labels_of(g, way), decoded=False, **g.sampling.json())
+    for decoder in ('vae', 'vae-tiny', 'vae-light'):
+        a = mnistgen.load(decoder, 'cpu')
+        images = a.reconstruct(test.pixels) if decoder == 'vae-light' else a.decode(latents/own.scale)
+        error = (2*images[:, 0] - test.pixels/127.5).square().mean().item()
+        r = dict(decoder=decoder, weights=a.header['checksum'], mse=error, real=scored(images))
+        if decoder != 'vae-light': r['samples'] = scored(a.decode(drawn/own.scale), labels_of(g, way))
+        rows.append(r)
+        print(decoder, r['mse'], r['real']['train']['FD'],
+              r.get('samples', r['real'])['train']['FD'], flush=True)
+    Results(g.header['checksum'], RESULTS).save('few-steps-decoders', **about(), n=n,
+                                                way=way.json(), rows=rows)
+
+def parts_of(g, n=250):
+    "One evaluation of the network of a model, and decoding, of n digits, as jobs."
+    x, t = torch.randn(n, *g.space.shape), torch.full((n,), 500)
+    label = torch.arange(n) % 10 if g.labels else None
+    net = g.network()
+    return dict(evaluation=torch.no_grad()(lambda: net(x, t, label)),
+                decoding=lambda: g.space.decode(x))
+
+def timing(_, rounds=5, n=250):
+    """Milliseconds a digit, of one evaluation and of decoding, in batches of 250; one digit, and a
+    thousand, in the models' own ways; on one thread, the thousand on two as well."""
+    names, rows, count = [k for k in MODELS if (WEIGHTS/f'{k}.safetensors').is_file()], {}, {}
+    torch.set_num_threads(1)
+    for k in names:
+        g = mnistgen.load(k, 'cpu')
+        if not hasattr(g, 'process'): continue
+        few = k in ('one-step', 'rf-fast', 'cfg-fast', 'ldm-fast')
+        label = dict(labels=7) if g.labels else {}
+        parts = medians(parts_of(g, n), rounds)
+        r = rows[k] = dict({what: 1000*s/n for what, s in parts.items()}, way=str(g.plan().sampling),
+                           nfe=g.evaluations(1, **label))
+        r |= medians(dict(one=lambda: g.sample(1, **label)), rounds if not few else 20*rounds)
+        if few: r |= medians(dict(thousand=lambda: g.sample(1000, batch_size=500, **label)), rounds)
+        if k == 'one-step':
+            torch.set_num_threads(2)
+            r |= medians({'thousand, two threads': lambda: g.sample(1000, batch_size=500, **label)},
+                         2*rounds)
+            torch.set_num_threads(1)
+        print(k, r, flush=True)
+    Results(None, RESULTS).save('few-steps-time', **about(), n=n, rounds=rounds, rows=rows)
+
+PARTS = dict(ways=ways, curve=curve, decoders=decoders, time=timing)
+
+if __name__ == '__main__':
+    p = argparse.ArgumentParser(description=__doc__,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('parts', nargs='+', choices=PARTS)
+    p.add_argument('--model', default='one-step')
+    a = p.parse_args()
+    for part in a.parts: PARTS[part](a.model)
