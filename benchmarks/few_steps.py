@@ -2,15 +2,17 @@
 
 Parts, each a file of results:
 
+- minutes: what training costs in CPU-minutes; into few-steps-minutes.json
 - ways: ways to one evaluation, all from the weights of `rf-fast` (trained here, two to eight minutes
   each): minutes, straightness, and samples by evaluations; into few-steps-ways.json
 - curve: a bundled model by evaluations and guidance scale, on 2,000 and 10,000 samples, and its
   teacher beside it; into NAME-curve.json and NAME-teacher.json
+- bars: its teacher on 10,000 samples; into NAME-bars.json
 - decoders: what samples are worth through each decoder; into few-steps-decoders.json
 - time: milliseconds a digit, one and a thousand, of all models; into few-steps-time.json
 
 What is there already of these weights is not measured again."""
-import argparse, sys, time
+import argparse, shutil, sys, tempfile, time
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +25,8 @@ import mnistgen
 from autoencoders import about
 from flows import row
 from guidance import Rows, judged, labels_of, medians
-from mnistgen.beyond.few_steps import MeanFlow, MeanMLP, Reflow, sample_mean, straightness
+from mnistgen.beyond.few_steps import (PAIRS, MeanFlow, MeanMLP, make_pairs, sample_mean,
+                                       straightness)
 from mnistgen.ddpm import Noise
 from mnistgen.lab.data import load_images
 from mnistgen.lab.options import Sampling, Way
@@ -35,41 +38,37 @@ from mnistgen.zoo.train import train_model
 
 NFES = (1, 2, 4, 8, 50)
 SCALES = (1., 1.25, 1.5, 2., 3., 5., 8.)
-BOTH = dict(process=MeanFlow, net=MeanMLP, plain=True, epochs=8, batch_size=512)
+MEAN = dict(process=MeanFlow, net=MeanMLP, plain=True, epochs=4, batch_size=512, limit=None)
 
 # what is trained, and how it differs from the recipe of `one-step`
 WAYS = {
-    'reflow, U-shaped times': {},
-    'reflow, U-shaped, c = 0.25': dict(huber=.25),
-    'reflow, U-shaped, squared errors': dict(huber=None),
-    'reflow, an eighth at the noise': dict(times='with-noise'),
     'reflow, an eighth at the noise, c = 0.25': dict(times='with-noise', huber=.25),
+    'reflow, U-shaped times, c = 0.017': dict(times='u-shaped', huber=.017),
+    'distillation, c = 0.25': dict(times='noise', huber=.25),
+    'iMF': dict(MEAN, improved=True),
+    'MeanFlow': dict(MEAN, improved=False),
+    'MeanFlow, the usual time': dict(MEAN, improved=False, smooth=False),
+    'reflow, an eighth at the noise, c = 0.017': dict(times='with-noise', huber=.017),
+    'reflow, U-shaped times, c = 0.25': dict(times='u-shaped', huber=.25),
     'reflow, w = 1 alone': dict(guided=0.),
     'reflow, no real images': dict(inverted=0.),
-    'distillation': dict(times='noise'),
-    'distillation, c = 0.25': dict(times='noise', huber=.25),
-    'MeanFlow': dict(BOTH, improved=False),
-    'MeanFlow, the usual time': dict(BOTH, improved=False, smooth=False),
-    'iMF': dict(BOTH, improved=True),
 }
-
 def trained(what):
     "A way to one step, trained; from a file if it has been trained before. And its seconds."
-    asked = dict(WAYS[what])
+    asked, model = dict(WAYS[what]), MODELS['one-step']
     name = 'few-' + what.replace(', ', '-').replace(' = ', '-').replace(' ', '-').lower()
-    model, out = MODELS['one-step'], KEPT/name
-    parts = {k: asked.pop(k) for k in ('process', 'net') if k in asked}
-    network = model.network | {k: asked.pop(k) for k in ('smooth',) if k in asked}
-    plain, size = asked.pop('plain', False), {k: asked.pop(k) for k in ('epochs', 'batch_size')
-                                              if k in asked}
-    usual = {} if 'process' in parts else model.recipes['quick'].process
-    recipe = replace(model.recipes['quick'], process=usual | asked, stages=(), **size)
-    MODELS[name] = replace(model, name=name, recipes=dict(quick=recipe), network=network, **parts)
+    take = lambda *keys: {k: asked.pop(k) for k in keys if k in asked}
+    parts, network, size = take('process', 'net'), take('smooth'), take('epochs', 'batch_size')
+    how = dict(limit=60_000) | take('plain', 'limit')
+    recipe = replace(model.recipes['quick'], stages=(), **dict(epochs=17) | size,
+                     process=asked if parts else model.recipes['quick'].process | asked)
+    MODELS[name] = replace(model, name=name, recipes=dict(quick=recipe),
+                           network=model.network | network, **parts)
+    out = KEPT/name
     file = out/f'{name}.safetensors'
-    if not file.exists(): train_model(name, out=out, device='cpu', plain=plain, resume=out.exists())
-    g = mnistgen.load(file, 'cpu')
-    seconds = sum(e['seconds'] for e in Results(None, out).read(name)['history'])
-    return g, seconds
+    if not file.exists(): train_model(name, out=out, device='cpu', resume=out.exists(), **how)
+    g = mnistgen.load(file, 'cpu', autoencoder='vae-tiny')
+    return g, sum(e['seconds'] for e in Results(None, out).read(name)['history'])
 
 @torch.no_grad()
 def by_means(g, way):
@@ -92,7 +91,7 @@ def row_of(g, way):
     print(f"{way}: FD {scores['train']['FD']:.2f}, {drawn:.0f} s", flush=True)
     return dict(way=way.json(), nfe=way.sampling.steps, seconds=drawn, **scores)
 
-def straight(g, n=500, w=1.):
+def straight(g, n=200, w=1.):
     "The straightness of the paths of a generator."
     noise, label = Noise(0, n)(torch.empty(n, *g.space.shape)), torch.arange(n) % 10
     net = guide(g.net, g.process, w=w)
@@ -108,32 +107,37 @@ def ways(_):
         g, seconds = trained(what)
         if any(r['name'] == what and r['weights'] == g.header['checksum'] for r in found): continue
         found = [r for r in found if r['name'] != what]
-        asked = [Sampling('euler', n, w=1.) for n in NFES]
-        asked += [Sampling('euler', 1, w=w) for w in (1.5, 3.)]
+        asked = [Sampling('euler', n, w=1.) for n in (1, 2, 4, 50)] + [Sampling('euler', 1, w=1.5)]
         record = dict(name=what, weights=g.header['checksum'], seconds=seconds,
                       epochs=g.header['epochs'], eval_loss=g.header['eval_loss'],
                       recipe=g.header['recipe'], device_of_training=g.header['device']['name'],
-                      straightness={w: straight(g, w=w) for w in (1., 3.)})
+                      straightness={1.: straight(g)})
         print(what, f'{seconds/60:.1f} minutes', record['straightness'], flush=True)
         found.append(record | dict(rows=[row_of(g, Way(s)) for s in asked]))
         results.save('few-steps-ways', **about(), runs=found)
 
 def curve(name):
-    g, teacher = mnistgen.load(name, 'cpu'), mnistgen.load(MODELS[name].teacher, 'cpu')
+    g = mnistgen.load(name, 'cpu')
+    teacher = mnistgen.load(MODELS[name].teacher, 'cpu', autoencoder=MODELS[name].autoencoder)
     rows = Rows(g, f'{name}-curve')
     for nfe in NFES: rows.add('euler', Way(Sampling('euler', nfe, w=1.)), row)
     for w in SCALES[1:]: rows.add('scales', Way(Sampling('euler', 1, w=w)), row)
     for w in (1., 1.5): rows.add('bars', Way(Sampling('euler', 1, w=w), n=10_000), row)
     rows.add('bars', Way(Sampling('euler', 4, w=1.), n=10_000), row)
-    mine, rows = rows, Rows(teacher, f'{name}-teacher')
+    mine, rows = rows, Rows(teacher, f'{name}-teacher')               # by the same decoder
     for nfe in NFES: rows.add('euler', Way(Sampling('euler', nfe, w=1.)), row)
     for w in SCALES[1:]: rows.add('scales', Way(Sampling('midpoint', 5, w=w)), row)
-    for w in (1., 1.5):
-        for s in (Sampling('euler', 50, w=w), Sampling('rk4', 16, w=w)):
-            rows.add('bars', Way(s, n=10_000), row)
     for r, m in ((mine, g), (rows, teacher)):
         if 'straightness' in r.results.read(r.file): continue
-        r.results.save(r.file, add=True, straightness={w: straight(m, w=w) for w in SCALES})
+        r.results.save(r.file, add=True, straightness={w: straight(m, w=w) for w in (1., 3.)})
+
+def bars(name):
+    "The teacher, by the same decoder, on 10,000 samples: beside what `curve` has of the student."
+    teacher = mnistgen.load(MODELS[name].teacher, 'cpu', autoencoder=MODELS[name].autoencoder)
+    rows = Rows(teacher, f'{name}-bars')
+    for s in (Sampling('euler', 50, w=1.), Sampling('euler', 50, w=1.5), Sampling('rk4', 16, w=1.),
+              Sampling('rk4', 16, w=1.5)):
+        rows.add('bars', Way(s, n=10_000), row)
 
 # ---- decoders and time
 
@@ -191,7 +195,32 @@ def timing(_, rounds=5, n=250):
         print(k, r, flush=True)
     Results(None, RESULTS).save('few-steps-time', **about(), n=n, rounds=rounds, rows=rows)
 
-PARTS = dict(ways=ways, curve=curve, decoders=decoders, time=timing)
+def minutes(name, n=2048, limit=20_480):
+    """What training costs in CPU-minutes, whatever else the machine does: computed of the CPU time
+    of some pairs and of some steps."""
+    model, folder = MODELS[name], Path(tempfile.mkdtemp())
+    teacher, images = mnistgen.load(model.teacher, 'cpu'), load_images()
+    recipe, process = model.recipes['quick'], model.process(**model.recipes['quick'].process)
+    real = teacher.space.encode_data(images)
+    def cost(f):
+        start = time.process_time()
+        f()
+        return time.process_time() - start
+    pair = cost(lambda: make_pairs(teacher.net, teacher.process, real, images.labels, n))/n
+    (folder/'lessons').mkdir()
+    train = lambda epochs: train_model(name, epochs=epochs, limit=limit, device='cpu',
+                                       out=folder/f'{epochs}')
+    train(1)                                  # makes the pairs
+    shutil.rmtree(folder/'1')
+    step = (cost(lambda: train(3)) - cost(lambda: train(1)))/(2*(limit//recipe.batch_size))
+    pairs = PAIRS['train'] + PAIRS['test']
+    steps = recipe.epochs*(PAIRS['train']//recipe.batch_size)
+    found = dict(pairs=pair*pairs/60, training=step*steps/60)
+    print(found)
+    Results(None, RESULTS).save('few-steps-minutes', **about(), pairs=pairs, steps=steps,
+                                cpu_minutes=found)
+
+PARTS = dict(minutes=minutes, ways=ways, curve=curve, bars=bars, decoders=decoders, time=timing)
 
 if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__,

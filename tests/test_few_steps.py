@@ -62,7 +62,7 @@ def test_pairs_are_what_the_teacher_makes_of_their_noise(teacher, noise):
         asked = Guided(teacher.net, teacher.process, w=scale), teacher.process, noise[i], 8, label[i]
         assert (last(SAMPLERS['rk4'](*asked)) - ends[i]).abs().max() < 1e-4
     there = follow(teacher.net, teacher.process, ends, label, w, 32, back=True)
-    assert (there - noise).square().mean().sqrt() < .05
+    assert (there - noise)[w == 1].square().mean().sqrt() < .02     # guidance contracts: the way back from there magnifies errors
 
 def test_stored_pairs_hold_for_finer_steps(teacher):
     "Noise to latent with twice the steps: the same within the deviation of the autoencoder's posterior; real latents stand as they are."
@@ -95,7 +95,7 @@ def test_the_identity_of_mean_velocities_in_a_closed_form(noise):
     σ = lambda t: ((1 - t)**2*s**2 + t**2).sqrt().view(-1, 1, 1, 1)
     u_known = lambda z, t, label=None, w=None, r=None: z*(1 - σ(r/1000)/σ(t/1000))/((t - r)/1000).view(-1, 1, 1, 1)
     for low, high in ((0., 1.), (.2, .3), (.5, .95)):
-        t, r = torch.full((12,), high).double(), torch.full((12,), low).double()
+        t, r = [torch.full((12,), time, dtype=torch.float64) for time in (high, low)]
         v = z*(t - (1 - t)*s**2).view(-1, 1, 1, 1)/σ(t)**2
         u, slope = mean_velocity(u_known, z, t, r, v)
         assert (u - (v - (high - low)*slope)).abs().max() < 1e-9

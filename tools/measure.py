@@ -56,6 +56,7 @@ PLANS = {'ddpm': [
 ], 'cfg-concat': [], 'cfg-xattn': [], 'cfg-fast': [],                # python benchmarks/guidance.py
     'rf': [], 'rf-latent': [],                                       # python benchmarks/flows.py
     'rf-fast': [Way(Sampling('midpoint', 50, w=1.), n=10_000)],
+    'one-step': [],                                                  # python benchmarks/few_steps.py
 }
 AVERAGING = Way(ddim(50, 1.))
 

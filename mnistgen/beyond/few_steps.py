@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TIMES', 'PAIRS', 'straightness', 'ScaledMLP', 'EachGuided', 'follow', 'pack', 'unpack', 'random_scales', 'make_pairs',
            'u_shaped_times', 'with_noise_times', 'noise_times', 'Reflow', 'SmoothTime', 'MeanMLP', 'mean_velocity',
-           'MeanFlow', 'sample_mean']
+           'MeanFlow', 'sample_mean', 'Reading']
 
 # %% ../../nbs/beyond/few_steps.ipynb #fe500004
 import math, time
@@ -59,7 +59,7 @@ def scale_features(self:ScaledMLP,
     w # (B,) guidance scales
 ): # (B, 4·time): zeros for w = 1
     "What is added to the features of the time: sines of log w, and two layers without bias."
-    share = w.float().log()/math.log(self.scale[1])
+    share = w.log()/math.log(self.scale[1])
     k = torch.arange(1, 9, device=w.device)
     inner, outer = self.by_scale
     return outer(F.silu(inner((math.pi/2*k*share[:, None]).sin())))
@@ -149,14 +149,26 @@ def random_scales(
     chance, u = torch.rand(2, n, generator=rng)
     return torch.where(chance < guided, (u*math.log(8)).exp(), 1.)
 
+# %% ../../nbs/beyond/few_steps.ipynb #fe50003b
+def _follow_all(net, process, ε, x0, label, w, back, steps):
+    "Fill in what is missing of pairs: where noise ends, and the noise that images come from."
+    device = next(net.parameters()).device
+    dtype = half_dtype(device)
+    fast = torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+    for way, source, found in ((~back, ε, x0), (back, x0, ε)):
+        # in the order of their scales: those of 1 cost half
+        order = way.nonzero().flatten()
+        for i in order[w[order].argsort(stable=True)].split(256):
+            given = [a[i].to(device) for a in (source, label, w)]
+            with fast: found[i] = follow(net, process, *given, steps, source is x0).float().cpu()
+
 # %% ../../nbs/beyond/few_steps.ipynb #fe500035
 def make_pairs(
     net, process, # the teacher
     real, labels, # latents of images (N, C, H, W), and what they show (N,)
     n, # number of pairs
     seed=0, guided=.5, inverted=.125, drop=.1, # shares: scale > 1; of real images; nothing said
-    steps=8, # of RK4
-    batch_size=256
+    steps=8 # of RK4
 ): # pairs (n, 2·C·H·W + 1), labels (n,)
     "Pairs of noise and what the teacher makes of it; a share the other way, from real images."
     rng = make_rng('pairs', seed)
@@ -167,15 +179,8 @@ def make_pairs(
     back, silent = chance < inverted, chance > 1 - drop
     w[back | silent] = 1.
     label = label.masked_fill(silent, -1)
-    x0 = torch.where(back[:, None, None, None], real[pick], 0.)
-    dtype = half_dtype(ε.device)
-    for way, source, found in ((~back, ε, x0), (back, x0, ε)):
-        # scales of 1 by themselves: a batch of them costs half
-        order = way.nonzero().flatten()
-        order = order[w[order].argsort(stable=True)]
-        for i in order.split(batch_size):
-            with torch.autocast('cpu', dtype or torch.bfloat16, enabled=dtype is not None):
-                found[i] = follow(net, process, source[i], label[i], w[i], steps, source is x0)
+    x0 = torch.where(back.view(-1, 1, 1, 1), real[pick], 0.)
+    _follow_all(net, process, ε, x0, label, w, back, steps)
     return pack(x0, ε, w), label
 
 # %% ../../nbs/beyond/few_steps.ipynb #fe500040
@@ -388,3 +393,46 @@ def sample_mean(
         u = net(x, each[0], label, r=each[1])
         x = x - (t - s)*u
         yield t, x, x - s*u
+
+# %% ../../nbs/beyond/few_steps.ipynb #fe500060
+class Reading:
+    "What trains a small autoencoder to have the latents of another one, in place of a process."
+    def __init__(self,
+        noise=.02 # standard deviation of what is added to latents, as the posterior of `vae` has it
+    ):
+        self.noise = check_number('noise', noise, 0)
+        self.config = dict(noise=self.noise)
+
+# %% ../../nbs/beyond/few_steps.ipynb #fe500061
+@patch
+def lessons(self:Reading,
+    teacher, # an Autoencoder
+    images, # Images, a whole split
+    limit, # only the first so many; None: all
+    folder # not needed: these are made at once
+) -> tuple: # images and latents (N, 784 + 32), None
+    "Images beside the teacher's latents of them."
+    z = Latents(teacher, 1.).encode_data(images, limit)
+    return torch.cat([normalize(images.pixels[:limit]).flatten(1), z.flatten(1)], 1), None
+
+# %% ../../nbs/beyond/few_steps.ipynb #fe500062
+@patch
+def about(self:Reading, teacher): # JSON-ready
+    "What the record says of the teacher: its latents are ours, and so is their scale."
+    return dict(reads=teacher.header['checksum'], scale=teacher.scale)
+
+# %% ../../nbs/beyond/few_steps.ipynb #fe500063
+@patch
+def loss(self:Reading,
+    net, # a VAE
+    batch, # as from `lessons`
+    rng=None # of the noise
+): # a number
+    "Squared errors of the decoder, for the teacher's latents, and of the encoder, for a quarter."
+    if hasattr(net, 'module'): raise ValueError('this is trained in one process')
+    n = batch[0].shape[1] - math.prod(net.shape)
+    x, z = batch[0][:, :n].view(-1, 1, 28, 28), batch[0][:, n:].view(-1, *net.shape)
+    decoded = net.decode(z + self.noise*draw(torch.randn, z.shape, rng, z.device))
+    some = slice(len(x)//4)
+    apart = net.encode(x[some])[0] - z[some]
+    return (decoded - x).square().mean() + .1*apart.square().mean()

@@ -163,7 +163,8 @@ add_model('vae-tiny', 'beyond/few_steps', net=VAE, process=Reading, kind=Autoenc
 add_model('one-step', 'beyond/few_steps', process=Reflow, net=ScaledMLP, space=Latents,
     autoencoder='vae-tiny', teacher='rf-fast', network=dict(width=512, blocks=4),
     sampling=Sampling('euler', 1, w=1.),
-    recipes=dict(quick=Recipe(epochs=16, batch_size=1024, lr=1e-3, **FAST)))
+    recipes=dict(quick=Recipe(epochs=16, batch_size=1024, lr=1e-3,
+                              process=dict(times='with-noise', huber=.25), **FAST)))
 
 # %% ../../nbs/zoo/models.ipynb #8fd9eb19
 def find_model(name) -> Model:
@@ -222,7 +223,7 @@ def _check_autoencoder(path, header, name, learned):
     if not learned and 'scale' not in header:
         raise ValueError(f'{path}: an autoencoder of an unfinished training, '
                          'which has no scale yet')
-    if learned and learned['checksum'] != header['checksum']:
+    if learned and learned['checksum'] not in (header['checksum'], header.get('reads')):
         raise ValueError(f"{path}: another autoencoder than the '{learned['name']}' whose latents "
                          f"this '{name}' has learned (checksum {header['checksum'][:8]}, not "
                          f"{learned['checksum'][:8]}): give that one as autoencoder")
