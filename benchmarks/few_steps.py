@@ -14,6 +14,7 @@ Parts, each a file of results:
 What is there already of these weights is not measured again."""
 import argparse, shutil, sys, tempfile, time
 from dataclasses import replace
+from statistics import median
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ sys.path[:0] = [str(top), str(top/'benchmarks')]
 import mnistgen
 from autoencoders import about
 from flows import row
-from guidance import Rows, judged, labels_of, medians
+from guidance import Rows, judged, labels_of
 from mnistgen.beyond.few_steps import (PAIRS, MeanFlow, MeanMLP, make_pairs, sample_mean,
                                        straightness)
 from mnistgen.ddpm import Noise
@@ -172,30 +173,40 @@ def parts_of(g, n=250):
     return dict(evaluation=torch.no_grad()(lambda: net(x, t, label)),
                 decoding=lambda: g.space.decode(x))
 
+def seconds_of(job, rounds, clock=time.process_time, pick=median):
+    "Seconds of a job: the median of its CPU time, which does not depend on what else is running."
+    times = []
+    for i in range(rounds + 1):               # the first round warms up
+        start = clock()
+        job()
+        if i: times.append(clock() - start)
+    return pick(times)
+
 def timing(_, rounds=5, n=250):
     """Milliseconds a digit, of one evaluation and of decoding, in batches of 250; one digit, and a
-    thousand, in the models' own ways; on one thread, the thousand on two as well."""
-    names, rows, count = [k for k in MODELS if (WEIGHTS/f'{k}.safetensors').is_file()], {}, {}
+    thousand, in the models' own ways: CPU time on one thread. Of `one-step` also by the clock, the
+    least of a hundred, and a thousand digits on two threads."""
+    names, rows = [k for k in MODELS if (WEIGHTS/f'{k}.safetensors').is_file()], {}
     torch.set_num_threads(1)
     for k in names:
         g = mnistgen.load(k, 'cpu')
         if not hasattr(g, 'process'): continue
-        few = k in ('one-step', 'rf-fast', 'cfg-fast', 'ldm-fast')
         label = dict(labels=7) if g.labels else {}
-        parts = medians(parts_of(g, n), rounds)
-        r = rows[k] = dict({what: 1000*s/n for what, s in parts.items()}, way=str(g.plan().sampling),
-                           nfe=g.evaluations(1, **label))
-        r |= medians(dict(one=lambda: g.sample(1, **label)), rounds if not few else 20*rounds)
-        if few: r |= medians(dict(thousand=lambda: g.sample(1000, batch_size=500, **label)), rounds)
+        one, many = [lambda n=n: g.sample(n, batch_size=500, **label) for n in (1, 1000)]
+        few = g.evaluations(1, **label) < 20
+        r = rows[k] = {what: 1000*seconds_of(job, rounds)/n for what, job in parts_of(g, n).items()}
+        r |= dict(way=str(g.plan(1, **label).sampling), nfe=g.evaluations(1, **label),
+                  one=seconds_of(one, 60 if few else 3), thousand=few and seconds_of(many, 3) or None)
         if k == 'one-step':
+            clock = dict(clock=time.perf_counter, pick=min)
+            r |= {'one, by the clock': seconds_of(one, 100, **clock)}
             torch.set_num_threads(2)
-            r |= medians({'thousand, two threads': lambda: g.sample(1000, batch_size=500, **label)},
-                         2*rounds)
+            r |= {'thousand, two threads, by the clock': seconds_of(many, 10, **clock)}
             torch.set_num_threads(1)
         print(k, r, flush=True)
     Results(None, RESULTS).save('few-steps-time', **about(), n=n, rounds=rounds, rows=rows)
 
-def minutes(name, n=2048, limit=20_480):
+def minutes(name, n=2048, limit=4096):
     """What training costs in CPU-minutes, whatever else the machine does: computed of the CPU time
     of some pairs and of some steps."""
     model, folder = MODELS[name], Path(tempfile.mkdtemp())
@@ -212,7 +223,7 @@ def minutes(name, n=2048, limit=20_480):
                                        out=folder/f'{epochs}')
     train(1)                                  # makes the pairs
     shutil.rmtree(folder/'1')
-    step = (cost(lambda: train(3)) - cost(lambda: train(1)))/(2*(limit//recipe.batch_size))
+    step = (cost(lambda: train(11)) - cost(lambda: train(1)))/(10*(limit//recipe.batch_size))
     pairs = PAIRS['train'] + PAIRS['test']
     steps = recipe.epochs*(PAIRS['train']//recipe.batch_size)
     found = dict(pairs=pair*pairs/60, training=step*steps/60)

@@ -20,7 +20,7 @@ from ..ddpm import TIMES
 from ..lab.data import draw, make_rng, normalize
 from ..lab.device import half_dtype
 from ..lab.options import check_number
-from ..lab.store import load_checkpoint, save_checkpoint
+from ..lab.store import check_writable, load_checkpoint, save_checkpoint
 from ..ldm import Latents
 from ..rectified_flow import ProbabilityFlow, RectifiedFlow, sample_rk4
 
@@ -256,12 +256,13 @@ def lessons(self:Reflow,
     if path.is_file():
         kept, _ = load_checkpoint(path)
         return kept['pairs'], kept['labels']
+    check_writable(path)
     real, start = teacher.space.encode_data(images), time.process_time()
     seed = list(PAIRS).index(images.split)
     pairs, labels = make_pairs(teacher.net, teacher.process, real, images.labels, n, seed,
                                self.guided, self.inverted)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_checkpoint(path, dict(pairs=pairs, labels=labels), how | dict(cpu_seconds=time.process_time() - start))
+    took = dict(cpu_seconds=time.process_time() - start)
+    save_checkpoint(path, dict(pairs=pairs, labels=labels), how | took)
     return pairs, labels
 
 # %% ../../nbs/beyond/few_steps.ipynb #fe500044

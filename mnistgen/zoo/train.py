@@ -65,6 +65,13 @@ def start_from(
     net.load_state_dict({k: v.float() for k, v in tensors.items()})
     return dict(checksum=h['checksum'], epochs=epochs_of(h), eval_loss=h['eval_loss'])
 
+# %% ../../nbs/zoo/train.ipynb #97a32e73
+def _images_for(net, space, images, limit):
+    "Images or latents, labels if the network takes them, and what is done to a batch."
+    labels = images.labels[:limit] if getattr(net, 'labels', {}) else None
+    if not isinstance(space, Latents): return images.pixels[:limit], labels, space.encode
+    return space.encode_data(images, limit), labels, lambda z: z     # stored, or encoded once
+
 # %% ../../nbs/zoo/train.ipynb #97a32e74
 def batches_for(
     net, space, recipe, # what is trained, where, and how
@@ -76,20 +83,11 @@ def batches_for(
     "What a network is trained and evaluated on."
     out = []
     for split, drop in (('train', recipe.drop_labels), ('test', 0.)):
-        if lessons:
-            (x, labels), drop = lessons[split], 0.
-            size = recipe.batch_size if split == 'train' else min(250, len(x))
-            if labels is not None: labels = labels.to(device)
-            out.append(Batches(x.to(device), labels, size, recipe.seed, drop=drop))
-            continue
-        images = find_images(data, split)
-        pixels = images.pixels[:limit]
-        labels = images.labels[:limit] if getattr(net, 'labels', {}) else None
-        x, transform = pixels, space.encode
-        if isinstance(space, Latents):        # stored, or encoded once
-            x, transform = space.encode_data(images, limit), lambda z: z
-        size = recipe.batch_size if split == 'train' else min(250, len(pixels))
+        if lessons: (x, labels), transform = lessons[split], lambda x: x
+        else: x, labels, transform = _images_for(net, space, find_images(data, split), limit)
+        size = recipe.batch_size if split == 'train' else min(250, len(x))
         if labels is not None: labels = labels.to(device)
+        drop = 0. if lessons else drop                               # a teacher has left them out
         out.append(Batches(x.to(device), labels, size, recipe.seed, transform, drop=drop))
     return tuple(out)
 
