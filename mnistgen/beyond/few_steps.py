@@ -295,7 +295,7 @@ class SmoothTime(nn.Module):
 
 # %% ../../nbs/beyond/few_steps.ipynb #fe500051
 class MeanMLP(ScaledMLP):
-    "Told a second, earlier time r, it answers the mean velocity from r to t; of r = t, the velocity."
+    "Told an earlier time r as well, it answers the mean velocity between; of r = t, the velocity."
     def __init__(self,
         smooth=True, # features of the time with a small slope
         **kwargs # of MLP

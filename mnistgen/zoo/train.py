@@ -124,7 +124,7 @@ def about_lessons(lessons, teacher):
 
 # %% ../../nbs/zoo/train.ipynb #bf438a95
 def _check_same_latents(teacher, file, name):
-    "ValueError unless a teacher of latents has those of the autoencoder in a file, or in its place."
+    "ValueError unless the latents that a teacher knows are those of the autoencoder in a file."
     known = teacher.header.get('autoencoder')
     if known is None or file is None: return
     own = read_header(file)
