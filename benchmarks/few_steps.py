@@ -134,7 +134,7 @@ def bars(name):
     "The teacher, by the same decoder, on 10,000 samples: beside what tools/measure.py has of the student."
     teacher = mnistgen.load(MODELS[name].teacher, 'cpu', autoencoder=MODELS[name].autoencoder)
     rows = Rows(teacher, f'{name}-bars')
-    for s in (Sampling('euler', 50, w=1.), Sampling('euler', 50, w=1.5), Sampling('rk4', 16, w=1.),
+    for s in (Sampling('euler', 50, w=1.5), Sampling('euler', 50, w=1.), Sampling('rk4', 16, w=1.),
               Sampling('rk4', 16, w=1.5)):
         rows.add('bars', Way(s, n=10_000), row)
 
@@ -145,16 +145,17 @@ def scored(images, labels=None):
     s = judged(images, labels)
     return {k: s[k] for k in ('train', 'confident')} | {k: s[k] for k in ('accuracy',) if k in s}
 
-def decoders(name, n=10_000):
+def decoders(name, n=2000):
     "Test images through each autoencoder, and the samples of a model through those that read them."
     g, test, rows = mnistgen.load(name, 'cpu'), load_images(split='test'), []
     own = mnistgen.load('vae', 'cpu')
-    latents, way = Latents(own).encode_data(test), Way(g.sampling, n=n)
+    latents, way = Latents(own).encode_data(test, n), Way(g.sampling, n=n)
+    pixels = test.pixels[:n]
     drawn = g.sample(n, labels_of(g, way), decoded=False, **g.sampling.json())
     for decoder in ('vae', 'vae-tiny', 'vae-light'):
         a = mnistgen.load(decoder, 'cpu')
-        images = a.reconstruct(test.pixels) if decoder == 'vae-light' else a.decode(latents/own.scale)
-        error = (2*images[:, 0] - test.pixels/127.5).square().mean().item()
+        images = a.reconstruct(pixels) if decoder == 'vae-light' else a.decode(latents/own.scale)
+        error = (2*images[:, 0] - pixels/127.5).square().mean().item()
         r = dict(decoder=decoder, weights=a.header['checksum'], mse=error, real=scored(images))
         if decoder != 'vae-light': r['samples'] = scored(a.decode(drawn/own.scale), labels_of(g, way))
         rows.append(r)
