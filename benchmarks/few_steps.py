@@ -5,9 +5,8 @@ Parts, each a file of results:
 - minutes: what training costs in CPU-minutes; into few-steps-minutes.json
 - ways: ways to one evaluation, all from the weights of `rf-fast` (trained here, two to eight minutes
   each): minutes, straightness, and samples by evaluations; into few-steps-ways.json
-- curve: a bundled model by evaluations and guidance scale, on 2,000 samples, and its teacher by the
-  same decoder; into NAME-curve.json and NAME-teacher.json
-- bars: its teacher on 10,000 samples; into NAME-bars.json
+- curve: a model by evaluations and guidance scale, on 2,000 samples; into NAME-curve.json
+- bars: 10,000 samples of a model and of its teacher; into NAME-bars.json and NAME-teacher.json
 - decoders: what samples are worth through each decoder; into few-steps-decoders.json
 - time: milliseconds a digit, one and a thousand, of all models; into few-steps-time.json
 
@@ -33,13 +32,14 @@ from mnistgen.lab.data import load_images
 from mnistgen.lab.options import Sampling, Way
 from mnistgen.lab.store import WEIGHTS, Results
 from mnistgen.ldm import Latents
+from mnistgen.zoo.evaluation import get_judge
 from mnistgen.zoo.generator import guide
 from mnistgen.zoo.models import MODELS
 from mnistgen.zoo.train import train_model
 
 NFES = (1, 2, 4, 8, 50)
 SCALES = (1., 1.5, 3., 8.)
-MEAN = dict(process=MeanFlow, net=MeanMLP, plain=True, epochs=3, batch_size=512, limit=None)
+MEAN = dict(process=MeanFlow, net=MeanMLP, plain=True, epochs=3, batch_size=512, limit=None)  # as many minutes
 
 # what is trained, and how it differs from the recipe of `one-step`
 WAYS = {
@@ -68,8 +68,12 @@ def trained(what):
     out = KEPT/name
     file = out/f'{name}.safetensors'
     if not file.exists(): train_model(name, out=out, device='cpu', resume=out.exists(), **how)
-    g = mnistgen.load(file, 'cpu', autoencoder='vae-tiny')
-    return g, sum(e['seconds'] for e in Results(None, out).read(name)['history'])
+    return through_vae(mnistgen.load(file, 'cpu')), sum(e['seconds'] for e in Results(None, out).read(name)['history'])
+
+def through_vae(g):
+    "The same generator with the decoder of `vae`, by which networks are compared."
+    g.space = Latents(mnistgen.load('vae', 'cpu'), g.space.scale)
+    return g
 
 @torch.no_grad()
 def by_means(g, way):
@@ -110,33 +114,31 @@ def ways(_, only=None):
         found = [r for r in found if r['name'] != what]
         asked = [Sampling('euler', n, w=1.) for n in (1, 4)] + [Sampling('euler', 1, w=1.5)]
         record = dict(name=what, weights=g.header['checksum'], seconds=seconds,
+                      steps_of_an_epoch=g.header['items']//g.header['recipe']['batch_size'],
                       epochs=g.header['epochs'], eval_loss=g.header['eval_loss'],
                       recipe=g.header['recipe'], device_of_training=g.header['device']['name'],
-                      straightness={1.: straight(g)})
+                      straightness=straight(g))
         print(what, f'{seconds/60:.1f} minutes', record['straightness'], flush=True)
         found.append(record | dict(rows=[row_of(g, Way(s)) for s in asked]))
         results.save('few-steps-ways', **about(), runs=found)
 
 def curve(name):
-    g = mnistgen.load(name, 'cpu')
-    teacher = mnistgen.load(MODELS[name].teacher, 'cpu', autoencoder=MODELS[name].autoencoder)
+    g = through_vae(mnistgen.load(name, 'cpu'))
     rows = Rows(g, f'{name}-curve')
     for nfe in NFES: rows.add('euler', Way(Sampling('euler', nfe, w=1.)), row)
-    for w in SCALES: rows.add('scales', Way(Sampling('euler', 1, w=w)), row)
-    mine, rows = rows, Rows(teacher, f'{name}-teacher')               # by the same decoder
-    for nfe in NFES: rows.add('euler', Way(Sampling('euler', nfe, w=1.)), row)
-    for w in SCALES: rows.add('scales', Way(Sampling('midpoint', 5, w=w)), row)
-    for r, m in ((mine, g), (rows, teacher)):
-        if 'straightness' in r.results.read(r.file): continue
-        r.results.save(r.file, add=True, straightness={w: straight(m, w=w) for w in (1., 3.)})
+    for first in (2000, 4000): rows.add('euler', Way(Sampling('euler', 1, w=1.), first=first), row)
+    for w in SCALES[1:]: rows.add('euler', Way(Sampling('euler', 1, w=w)), row)
+    if 'straightness' not in rows.results.read(rows.file):
+        rows.results.save(rows.file, add=True, straightness=straight(g))
 
 def bars(name):
-    "The teacher, by the same decoder, on 10,000 samples: beside what tools/measure.py has of the student."
-    teacher = mnistgen.load(MODELS[name].teacher, 'cpu', autoencoder=MODELS[name].autoencoder)
-    rows = Rows(teacher, f'{name}-bars')
-    for s in (Sampling('euler', 50, w=1.5), Sampling('euler', 50, w=1.), Sampling('rk4', 16, w=1.),
-              Sampling('rk4', 16, w=1.5)):
-        rows.add('bars', Way(s, n=10_000), row)
+    "10,000 samples of a model, and of its teacher with many evaluations."
+    g, teacher = [mnistgen.load(k, 'cpu') for k in (name, MODELS[name].teacher)]
+    mine, theirs = Rows(through_vae(g), f'{name}-bars'), Rows(teacher, f'{name}-teacher')
+    for w, many in ((1., 'euler'), (1.5, 'euler'), (1., 'rk4'), (1.5, 'rk4')):
+        if many == 'euler': mine.add('bars', Way(Sampling('euler', 1, w=w), n=10_000), row)
+        steps = dict(euler=50, rk4=16)[many]
+        theirs.add('bars', Way(Sampling(many, steps, w=w), n=10_000), row)
 
 # ---- decoders and time
 
@@ -149,8 +151,9 @@ def decoders(name, n=2000):
     "Test images through each autoencoder, and the samples of a model through those that read them."
     g, test, rows = mnistgen.load(name, 'cpu'), load_images(split='test'), []
     own = mnistgen.load('vae', 'cpu')
-    latents, way = Latents(own).encode_data(test, n), Way(g.sampling, n=n)
-    pixels = test.pixels[:n]
+    some = get_judge().order('test')[:n]
+    latents, way = Latents(own).encode_data(test)[some], Way(g.sampling, n=n)
+    pixels = test.pixels[some]
     drawn = g.sample(n, labels_of(g, way), decoded=False, **g.sampling.json())
     for decoder in ('vae', 'vae-tiny', 'vae-light'):
         a = mnistgen.load(decoder, 'cpu')

@@ -31,7 +31,9 @@ class Latents:
     @property
     def config(self): # JSON-ready: which autoencoder, to the bit, and its scale
         header = self.autoencoder.header
-        return dict(name=header.get('model'), checksum=header.get('checksum'), scale=self.scale)
+        same = {'reads': header['reads']} if 'reads' in header else {}       # another's latents
+        return dict(name=header.get('model'), checksum=header.get('checksum'), scale=self.scale,
+                    **same)
 
     def __deepcopy__(self, memo): return Latents(self.autoencoder, self.scale)
     def __repr__(self): return f'Latents({self.autoencoder}, scale={self.scale:.4g})'

@@ -234,3 +234,10 @@ def test_a_small_autoencoder_reads_the_latents_of_another(tmp_path):
     other = mnistgen.load('vae-tiny', 'cpu')
     x = load_images(split='test').pixels[:200]
     assert (other.encode(x) - vae.encode(x)).square().mean() < .1 and (other.decode(vae.encode(x))[:, 0] - x/255).square().mean() < .005
+
+def test_one_autoencoder_may_stand_for_the_other():
+    "`vae` and the one that reads its latents; no other, which is said in a line."
+    for name, decoder in (('one-step', 'vae'), ('rf-fast', 'vae-tiny')):
+        images = [mnistgen.load(name, 'cpu', autoencoder=a).sample(4, 3, seed=2) for a in ('vae', 'vae-tiny')]
+        assert 0 < (images[0] - images[1]).square().mean() < .01, decoder
+        assert 'another autoencoder' in refusal(mnistgen.load, name, 'cpu', autoencoder='vae-light')

@@ -223,7 +223,8 @@ def _check_autoencoder(path, header, name, learned):
     if not learned and 'scale' not in header:
         raise ValueError(f'{path}: an autoencoder of an unfinished training, '
                          'which has no scale yet')
-    if learned and learned['checksum'] not in (header['checksum'], header.get('reads')):
+    known = {learned.get('checksum'), learned.get('reads')} - {None}
+    if learned and not known & {header['checksum'], header.get('reads')}:
         raise ValueError(f"{path}: another autoencoder than the '{learned['name']}' whose latents "
                          f"this '{name}' has learned (checksum {header['checksum'][:8]}, not "
                          f"{learned['checksum'][:8]}): give that one as autoencoder")
