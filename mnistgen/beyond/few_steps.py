@@ -318,6 +318,16 @@ def condition(self:MeanMLP, x, t, label=None, w=None, r=None): # what enters, th
     inner, outer = self.by_span
     return x, emb + outer(F.silu(inner((math.pi/2000*k*(t - r)[:, None]).sin())))
 
+# %% ../../nbs/beyond/few_steps.ipynb #fe500053
+@patch
+def start_as(self:MeanMLP, teacher): # a LabelMLP of the same size
+    "The teacher's weights; smooth features of the time are fitted to its own."
+    if not self.config['smooth']: return super(MeanMLP, self).start_as(teacher)
+    smooth, self.time = self.time, teacher.time
+    super(MeanMLP, self).start_as(teacher)
+    smooth.fit(teacher.time)
+    self.time = smooth
+
 # %% ../../nbs/beyond/few_steps.ipynb #fe500055
 def mean_velocity(
     net, # net(z, t, label, w=, r=), times in [0, 1000]
@@ -328,16 +338,6 @@ def mean_velocity(
     "The mean velocity, and how it changes along the path, by one forward derivative."
     def u(z, t, r): return net(z, 1000*t, label, w=w, r=1000*r)
     return torch.func.jvp(u, (z, t, r), (tangent, torch.ones_like(t), torch.zeros_like(r)))
-
-# %% ../../nbs/beyond/few_steps.ipynb #fe500053
-@patch
-def start_as(self:MeanMLP, teacher): # a LabelMLP of the same size
-    "The teacher's weights; smooth features of the time are fitted to its own."
-    if not self.config['smooth']: return super(MeanMLP, self).start_as(teacher)
-    smooth, self.time = self.time, teacher.time
-    super(MeanMLP, self).start_as(teacher)
-    smooth.fit(teacher.time)
-    self.time = smooth
 
 # %% ../../nbs/beyond/few_steps.ipynb #fe500054
 class MeanFlow(RectifiedFlow):
