@@ -212,7 +212,8 @@ def test_it_trains_and_resumes_to_the_same_bits(tmp_path, capsys, monkeypatch):
     (a, _), (b, _) = [load_checkpoint(tmp_path/f/'state.safetensors') for f in ('whole', 'run')]
     assert a.keys() == b.keys() and all(a[k].equal(b[k]) for k in a)
     record = json.loads((tmp_path/'run/one-step.json').read_text())
-    assert record['data']['images'] == 320 and record['teacher']['name'] == 'rf-fast' and record['history'][-1]['train_loss'] < 2
+    assert record['data']['images'] == 320 and record['teacher']['name'] == 'rf-fast'
+    assert record['history'][-1]['eval_loss'] < record['history'][0]['eval_loss']
     g = mnistgen.load(tmp_path/'run/one-step.safetensors', 'cpu')
     assert g.sample(2, [3, 4], w=2.).isfinite().all()
 
