@@ -31,7 +31,9 @@ class Latents:
     @property
     def config(self): # JSON-ready: which autoencoder, to the bit, and its scale
         header = self.autoencoder.header
-        return dict(name=header.get('model'), checksum=header.get('checksum'), scale=self.scale)
+        same = {'reads': header['reads']} if 'reads' in header else {}       # another's latents
+        return dict(name=header.get('model'), checksum=header.get('checksum'), scale=self.scale,
+                    **same)
 
     def __deepcopy__(self, memo): return Latents(self.autoencoder, self.scale)
     def __repr__(self): return f'Latents({self.autoencoder}, scale={self.scale:.4g})'
@@ -136,11 +138,12 @@ def condition(self:MLP,
 def forward(self:MLP,
     x, # noisy latents (B, *shape), float
     t, # times (B,) in [0, 1000), integer or fractional
-    label=None # None: it knows no classes
+    label=None, # None: it knows no classes
+    **told # what else `condition` of a subclass takes
 ): # (B, *shape)
     "What the network says of noisy latents: what it was asked for, of the shape of `x`."
     self.check(x, t)
-    h, emb = self.condition(x, t, label)
+    h, emb = self.condition(x, t, label, **told)
     h = self.enter(h.flatten(1))
     for block in self.blocks: h = block(h, emb)
     return self.leave(F.silu(self.norm(h))).view(x.shape)

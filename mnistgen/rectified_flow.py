@@ -330,11 +330,11 @@ class Counted(nn.Module):
     def __init__(self, net): # net(x, t, label)
         super().__init__()
         self.net, self.rows = net, 0
-        self.labels = getattr(net, 'labels', {})
+        self.labels, self.scale = getattr(net, 'labels', {}), getattr(net, 'scale', None)
 
-    def forward(self, x, t, label=None): # as net
+    def forward(self, x, t, label=None, **told): # as net
         self.rows += len(x)
-        return self.net(x, t, label)
+        return self.net(x, t, label, **told)
 
     def evaluations(self, n): # a mean, where samples differ
         "Evaluations of each of n samples that have been drawn."
