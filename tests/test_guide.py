@@ -257,6 +257,17 @@ def test_what_does_not_go_together_is_said_and_the_picture_stays(panel):
     panel.seed.value = -1
     assert settle(panel) == before and 'not drawn: seed -1' in panel.status.value
 
+def test_no_list_of_words_is_blank(panel):
+    "Of the value None ipywidgets shows nothing, also where there is an option with that value."
+    panel.reset.click()
+    settle(panel)
+    lists = [r.words for r in panel.rows.values() if r.words is not None]
+    assert lists and all(w.index is not None for w in lists)
+    assert panel.rows['negative'].words.label == 'none' and panel.rows['negative'].value is None
+    other = mnistgen.denoising_lab('ddpm', steps=2)
+    other.box
+    assert other.digit.label == 'none'
+
 def test_every_control_has_a_name_and_says_what_it_means(panel):
     texts = lambda box: [w.value for w in box.children if isinstance(w, ipywidgets.HTML)]
     boxes = [w for w in panel._box.children if isinstance(w, ipywidgets.HBox)]

@@ -718,7 +718,7 @@ def _slider(control):
 # %% ../../nbs/zoo/guide.ipynb #9ade0056
 class Row:
     "The widgets of an option: words to choose from, a slider, a box to tick, as its reader asks."
-    number = 'a number'                       # among the words: take that of the slider
+    number, none = 'a number', 'none'         # among the words: that of the slider; left out
 
     def __init__(self,
         control, # a Control
@@ -729,9 +729,8 @@ class Row:
         self.words = self.slider = None
         self.on = None
         if c.words:
-            none = [('none', None)] if c.usual is None else []
-            more = [self.number] if c.ends else []
-            self.words = W.Dropdown(options=[*none, *((str(v), v) for v in (*c.words, *more))])
+            none, more = [self.none]*(c.usual is None), [self.number]*bool(c.ends)
+            self.words = W.Dropdown(options=[(str(v), v) for v in (*none, *c.words, *more)])
         if c.ends: self.slider = _slider(c)
         if not c.words and (c.usual is None or not c.ends): self.on = W.Checkbox(False)
         self.parts = [p for p in (self.words, self.slider, self.on) if p is not None]
@@ -765,7 +764,8 @@ def _lay_out(self:Row):
 @patch(as_prop=True)
 def value(self:Row):
     "The value as `sample` takes it; None: left out."
-    if self.words is not None and self.words.value != self.number: return self.words.value
+    if self.words is not None and self.words.value != self.number:
+        return None if self.words.value == self.none else self.words.value
     if self.slider is None: return self.on.value
     if self.on is not None and not self.on.value: return None
     v, brief = self.slider.value, lambda v: float(f'{v:.6g}')        # sliders add up rounding
@@ -778,7 +778,7 @@ def set(self:Row, value):
     "Show a value, such as the usual one."
     if self.words is not None:
         known = value is None or value in self.control.words
-        self.words.value = value if known else self.number
+        self.words.value = self.number if not known else self.none if value is None else value
         if known: return
     if self.slider is None: self.on.value = bool(value)
     elif value is not None:
@@ -1000,7 +1000,7 @@ class DenoisingPanel(Panel):
         self.play = W.Play(min=0, max=10, interval=150, tooltip='from noise to image')
         self.links = [W.jslink((self.play, 'value'), (self.at, 'value')),
                       W.jslink((self.at, 'max'), (self.play, 'max'))]
-        any_digit = [('none', None)] + [(str(d), d) for d in range(10)]
+        any_digit = [('none', -1)] + [(str(d), d) for d in range(10)]
         self.digit = W.Dropdown(options=any_digit, description='digit')
         for w in (self.at, self.digit): w.observe(lambda change: self.changed(), 'value')
         way = _noted([self.at, self.play], 'along the way from noise to image, t falls')
@@ -1008,11 +1008,11 @@ class DenoisingPanel(Panel):
 
     def _own_settings(self):
         told, d = bool(_generator(self.model.value).labels), self.digit.value
-        return dict(n=1, at=self.at.value, labels=None if not told else [] if d is None else [d])
+        return dict(n=1, at=self.at.value, labels=None if not told else [] if d < 0 else [d])
 
     def _show_own(self, settings, g):
         self.digit.disabled = not g.labels
-        self.digit.value = (settings['labels'] or [None])[0]
+        self.digit.value = (settings['labels'] or [-1])[0]
         self.at.max = max(self.at.max, settings['at'])
         self.at.value = settings['at']
 
