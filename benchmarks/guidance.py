@@ -11,6 +11,7 @@ Parts, each a file of results, results/NAME-PART.json with NAME as --name has it
 - auto: `ldm-fast` guided by worse versions of itself (trained here, two minutes)
 
 --weights: a .safetensors file of that model, such as one that predicts something else.
+--lean: fewer scales and samples, for networks that take minutes a row.
 What is there already of these weights is not measured again."""
 import argparse, copy, json, sys, time
 from dataclasses import replace
@@ -35,6 +36,7 @@ from mnistgen.zoo.train import train_model
 
 SCALES = (0., .5, 1., 1.25, 1.5, 2., 3., 5., 7., 10., 50., 100.)
 FINE = (1., 1.25, 1.5, 2.)                    # where the best one is, on more sets of samples
+LEAN = (0., .5, 1., 1.5, 2., 3., 10., 100.)
 REPORT = (0., .5, 1., 2., 3., 5., 7., 10., 50., 100.)
 
 def ddim(steps=50, **options): return Sampling('ddim', steps, **{'eta': 0.} | options)
@@ -96,10 +98,10 @@ class Rows:
 
 # ---- the parts
 
-def scales(g, name):
+def scales(g, name, lean):
     rows = Rows(g, f'{name}-scales')
-    for w in SCALES: rows.add('w', Way(ddim(w=w)), row)
-    for first in (2000, 4000) if g.process.predict == 'v' else ():
+    for w in LEAN if lean else SCALES: rows.add('w', Way(ddim(w=w)), row)
+    for first in () if lean or g.process.predict != 'v' else (2000, 4000):
         for w in FINE: rows.add('w', Way(ddim(w=w), first=first), row)
 
 SHARP = dict(parallel=0.)                     # projected guidance
@@ -122,7 +124,7 @@ def methods(w, limit):
         'CFG-Zero*': dict(zero_star=True),
     }
 
-def extreme(g, name, n=1000):
+def extreme(g, name, lean, n=1000):
     rows, limit = Rows(g, f'{name}-extreme'), latent_range(g)
     rows.add('plain', Way(ddim(w=1.), n=n), row)
     for w in (100., 10., 3.):
@@ -139,10 +141,11 @@ def latent_range(g):
     z = g.space.encode_data(load_images())
     return round(z.abs().flatten()[::7].quantile(.999).item(), 1)
 
-def best(g, name):
+def best(g, name, lean):
     rows = Rows(g, f'{name}-best')
     tamed = dict(SHARP, bound=1., interval=(100, 800))
-    for s in (*(ddim(w=w) for w in (0., 1., 1.25, 3.)), *(ddim(w=w, **tamed) for w in (3., 100.))):
+    plain, bounded = ((3.,), ()) if lean else ((0., 1., 1.25, 3.), (3., 100.))
+    for s in (*(ddim(w=w) for w in plain), *(ddim(w=w, **tamed) for w in bounded)):
         rows.add('best', Way(s, n=10_000), row)
 
 # ---- DDPM-1000, step by step
@@ -179,8 +182,8 @@ def ddpm_row(skip=0, clipped=False):
         return dict(way=way.json(), seconds=drawn, arrays=arrays, **scores)
     return measure
 
-def ddpm_part(g, name, n=256):
-    rows, limit = Rows(g, f'{name}-ddpm'), latent_range(g)
+def ddpm_part(g, name, lean):
+    rows, limit, n = Rows(g, f'{name}-ddpm'), latent_range(g), 64 if lean else 256
     def add(what, sampling, n=n, **kw): rows.add(what, Way(sampling, n=n), ddpm_row(**kw))
     add('w = 1, no guidance', thousand(w=1.))
     add('w = 3', thousand(w=3.))
@@ -196,6 +199,7 @@ def ddpm_part(g, name, n=256):
     add('projected', thousand(w=3., **SHARP))
     add('bound 1, projected', thousand(w=3., bound=1., **SHARP))
     add('rescale 0.7', thousand(w=3., rescale=.7))
+    if lean: return
     # on more samples: the cured one beside DDIM
     add('w = 1, clipped', thousand(w=1., clip=limit), n=1000)
     add('w = 3, clipped', thousand(w=3., clip=limit), n=1000)
@@ -205,7 +209,7 @@ def ddpm_part(g, name, n=256):
 
 # ---- pictures
 
-def sweep(g, name):
+def sweep(g, name, lean):
     "Ten samples of each digit at each scale, the same noise for all: (10, scales, 10, 28, 28)."
     out = []
     for w in REPORT:
@@ -237,7 +241,7 @@ def medians(jobs, rounds):
             if i: times[k].append(time.perf_counter() - start)
     return {k: sorted(t)[rounds//2] for k, t in times.items()}
 
-def timing(g, name, rounds=7, n=10):
+def timing(g, name, lean, rounds=7, n=10):
     names = dict.fromkeys(k for guided, plain, _ in TIMED.values() for k in (plain, guided))
     usual = DDPM(clip=False), Sampling('ddim', 100, eta=.05)
     def job(name):
@@ -259,7 +263,7 @@ def weaker(name, epochs, **network):
     if not (out/f'{name}.safetensors').exists(): train_model(name, epochs=epochs, out=out)
     return mnistgen.load(out/f'{name}.safetensors', 'cpu')
 
-def auto(g, name, n=2000):
+def auto(g, name, lean, n=2000):
     rows = Rows(g, f'{name}-auto')
     way = Way(Sampling('ddim', 100, eta=1.), n=n)
     rows.add('alone', way, row)
@@ -282,7 +286,8 @@ if __name__ == '__main__':
     p.add_argument('--model', default='cfg-fast')
     p.add_argument('--weights', help='a .safetensors file of that model')
     p.add_argument('--name', help='by which results are stored')
+    p.add_argument('--lean', action='store_true')
     a = p.parse_args()
     for part in a.parts:
         g = mnistgen.load('ldm-fast' if part == 'auto' else a.weights or a.model, 'cpu')
-        PARTS[part](g, 'ldm-fast' if part == 'auto' else a.name or a.model)
+        PARTS[part](g, 'ldm-fast' if part == 'auto' else a.name or a.model, a.lean)

@@ -14,7 +14,7 @@ top = Path(__file__).parent.parent
 
 def count_on(name, epochs):
     "The name of a stage image of weights that had been trained for `epochs` epochs before."
-    return re.sub(r'epoch-(\d+)', lambda m: f'epoch-{int(m[1]) + epochs:03d}', name)
+    return re.sub(r'epoch-(\d+)', lambda m: f'epoch-{int(m[1]) + round(epochs):03d}', name)
 
 def copy(source, to):
     (top/to).parent.mkdir(exist_ok=True)
