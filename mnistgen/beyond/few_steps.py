@@ -190,15 +190,18 @@ def u_shaped_times(n, rng, device): # (n,) in [0, 1]
     t = (1 + u*math.expm1(4)).log()/4
     return torch.where(side < .5, t, 1 - t)
 
+# %% ../../nbs/beyond/few_steps.ipynb #fe50003c
 def with_noise_times(n, rng, device): # (n,) in [0, 1]
     "An eighth at the time 1, the noise; the others even."
     u, chance = draw(torch.rand, (n, 2), rng, device).unbind(1)
     return torch.where(chance < 1/8, 1., u)
 
+# %% ../../nbs/beyond/few_steps.ipynb #fe50003d
 def noise_times(n, rng, device): # (n,) ones
     "Always the noise: one evaluation is all that is trained."
     return torch.ones(n, device=device)
 
+# %% ../../nbs/beyond/few_steps.ipynb #fe50003e
 TIMES |= {'u-shaped': u_shaped_times, 'with-noise': with_noise_times, 'noise': noise_times}
 
 # %% ../../nbs/beyond/few_steps.ipynb #fe500041
