@@ -4,6 +4,7 @@ import json, sys
 import numpy as np
 import pytest, torch
 import mnistgen
+from mnistgen.beyond.attributes import AttributeMLP
 from mnistgen.cfg import ConcatUNet, CrossUNet, LabelMLP
 from mnistgen.ddpm import DDPM
 from mnistgen.lab.data import Pixels
@@ -25,6 +26,7 @@ SMALL = dict(channels=(32, 64), pad_to=8)
 KINDS = {'UNet on pixels': (lambda: UNet(channels=(32, 32), pad_to=32), Pixels, DDPM),
          'concatenation': (lambda: ConcatUNet(**SMALL), Latent, DDPM),
          'cross-attention': (lambda: CrossUNet(**SMALL, in_channels=2, out_channels=2), Latent, DDPM),
+         'attributes': (lambda: AttributeMLP(width=64, blocks=2), Latent, RectifiedFlow),
          'MLP with labels': (lambda: LabelMLP(width=64, blocks=2), Latent, RectifiedFlow)}
 
 def session(path):
@@ -38,6 +40,7 @@ def largest_difference(g, path, n):
     rng = torch.Generator().manual_seed(n)
     for k, v in inputs.items():
         if k == 't': inputs[k] = torch.rand(n, generator=rng)*999
+        elif k == 'w': inputs[k] = 1 + 7*torch.rand(n, generator=rng)
         elif v.is_floating_point(): inputs[k] = torch.randn(v.shape, generator=rng)
         else: inputs[k] = torch.randint(-1, 10, v.shape, generator=rng)
     got, = session(path).run(None, {k: v.numpy() for k, v in inputs.items()})
@@ -65,7 +68,7 @@ def test_a_decoder(tmp_path):
 
 def test_bundled_weights_lose_nothing(tmp_path, capsys):
     "They are float16 already. And the command line says what it wrote."
-    for name, line in (('rf-fast', 'x, t, label to answer'), ('vae-light', 'z to images')):
+    for name, line in (('one-step', 'x, t, label, w to answer'), ('vae-light', 'z to images')):
         path = tmp_path/f'{name}.onnx'
         assert main(['export', name, '--out', str(path)]) == 0
         assert f'{path}: {line}, ' in capsys.readouterr().out

@@ -146,8 +146,8 @@ class AttributeMLP(LabelMLP):
 @patch
 def condition(self:AttributeMLP, x, t, label=None): # what enters, the features for the blocks
     "What is said, each part as a vector, is added to the features of the time."
-    check_label(self.labels, label, len(x))
-    digit, *said = fill_labels(label, len(x), len(KINDS), x.device).T
+    check_label(self.labels, label, x.shape[0])
+    digit, *said = fill_labels(label, x.shape[0], len(KINDS), x.device).T
     features = self.time(t) + self.embedding(digit % 11)
     for embed, rank in zip(self.ranks, said): features = features + embed(rank)
     return x, features
@@ -168,7 +168,7 @@ class AttributeUNet(CrossUNet):
 @patch
 def condition(self:AttributeUNet, x, t, label=None, context=None): # input, features, context
     "What is said, each part a token (B, 4, context_dim)."
-    digit, *said = fill_labels(label, len(x), len(KINDS), x.device).T
+    digit, *said = fill_labels(label, x.shape[0], len(KINDS), x.device).T
     tokens = [self.embedding(digit % 11), *(f(r) for f, r in zip(self.ranks, said))]
     return x, self.time(t), torch.stack(tokens, 1)
 

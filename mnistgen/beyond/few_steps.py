@@ -70,7 +70,7 @@ def condition(self:ScaledMLP, x, t, label=None, w=None): # what enters, the feat
     "The scale is added to the features of time and class; None is 1."
     x, emb = super(ScaledMLP, self).condition(x, t, label)
     if w is None: return x, emb
-    w = torch.as_tensor(w, device=x.device).expand(len(x))
+    w = torch.as_tensor(w, device=x.device).expand(x.shape[0])
     return x, emb + self.scale_features(w)
 
 # %% ../../nbs/beyond/few_steps.ipynb #fe500023

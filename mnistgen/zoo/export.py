@@ -40,6 +40,7 @@ def as_function(self:Generator, n=3): # a module, {name: input}, the name of its
     inputs = dict(x=torch.zeros(n, *self.space.shape), t=torch.zeros(n))
     columns = (n,) if len(self.labels) == 1 else (n, len(self.labels))
     if self.labels: inputs['label'] = torch.full(columns, -1)
+    if hasattr(self.net, 'scale'): inputs['w'] = torch.ones(n)       # the guidance scale
     return self.net, inputs, 'answer'
 
 # %% ../../nbs/zoo/export.ipynb #e0aa0014
