@@ -22,7 +22,8 @@ def stored(pattern): return sorted(f.name for f in RESULTS.glob(pattern))
 
 # of weights that were trained for the measurement and are not kept, or of none
 TRAINED_FOR_IT = {'benchmark-engine.json', 'cfg-time.json', 'rf-time.json', 'ddpm-grey.json', 'ldm-failures.json', 'ldm-starts.json', 'ldm-variants.json',
-                  'speedrun-10.json', 'speedrun-60.json', 'speedrun-log.json', 'vae-betas.json', 'rf-choices.json', 'ddpm-quick.json', 'unbundled.json'}
+                  'speedrun-10.json', 'speedrun-60.json', 'speedrun-log.json', 'vae-betas.json', 'rf-choices.json', 'ddpm-quick.json', 'unbundled.json',
+                  'few-steps-minutes.json', 'few-steps-time.json', 'few-steps-ways.json', 'guide-latency.json'}
 ARRAYS_BESIDE = {'ddpm-strip.npz': 'ddpm-16x1000.json', 'ddpm-grey.npz': 'ddpm-grey.json'}   # which a JSON file speaks for
 
 def owner(name):
@@ -40,7 +41,8 @@ def wrong(weights, name):
     if weights in unbundled(): return None
     model = known().get(weights)
     if model is None: return 'of weights that are neither bundled nor in unbundled.json'
-    return None if owner(name) in (None, model) else f'of {model}'
+    whose = owner(name)                       # or of its teacher, beside it
+    return None if whose in (None, model) or MODELS[whose].teacher == model else f'of {model}'
 
 def is_record(name): return isinstance(read(name), dict) and 'history' in read(name)
 
@@ -147,7 +149,7 @@ def test_printed_captions_are_those_of_the_records(nb):
     shown = set()
     for c in json.loads((root/nb).read_text())['cells']:
         for o in c.get('outputs', []):
-            texts = [o.get('text', ''), *[v for k, v in o.get('data', {}).items() if k.startswith('text/')]]
+            texts = [o.get('text', ''), *[v for k, v in o.get('data', {}).items() if k in ('text/plain', 'text/markdown')]]
             for t in texts: shown |= set(re.findall(r'(?:\w+: )?([^\n:|]+, (?:\d+ of \d+ epochs|[\d.]+ minutes)(?: after \d+ of an earlier run)?, batch \d+, seed \d+)', ''.join(t)))
     if nb.parts[1] in ('lab', 'zoo'): return                         # which train small networks of their own as examples
     assert shown <= captions().keys()
