@@ -23,6 +23,7 @@ import mnistgen
 from guidance import Rows
 from mnistgen.beyond.attributes import KINDS, MEASURES, RANKS, Composed, ranks
 from mnistgen.lab.data import make_rng
+from mnistgen.lab.device import print_anything
 from mnistgen.lab.options import Sampling, Way
 from mnistgen.zoo.evaluation import digits_at_random, get_judge
 from mnistgen.zoo.generator import Generator
@@ -131,6 +132,7 @@ if __name__ == '__main__':
     p.add_argument('parts', nargs='+', choices=PARTS)
     p.add_argument('--model', help='default: attributes-fast; of negative and two cfg-fast')
     p.add_argument('--weights', help='a .safetensors file of that model')
+    print_anything()
     a = p.parse_args()
     for part in a.parts:
         name = a.model or USUAL.get(part, 'attributes-fast')

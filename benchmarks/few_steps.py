@@ -29,6 +29,7 @@ from mnistgen.beyond.few_steps import (PAIRS, MeanFlow, MeanMLP, make_pairs, sam
                                        straightness)
 from mnistgen.ddpm import Noise
 from mnistgen.lab.data import load_images
+from mnistgen.lab.device import print_anything
 from mnistgen.lab.options import Sampling, Way
 from mnistgen.lab.store import WEIGHTS, Results
 from mnistgen.ldm import Latents
@@ -241,5 +242,6 @@ if __name__ == '__main__':
     p.add_argument('parts', nargs='+', choices=PARTS)
     p.add_argument('--model', default='one-step')
     p.add_argument('--only', help='one of the ways')
+    print_anything()
     a = p.parse_args()
     for part in a.parts: PARTS[part](a.model, *[a.only]*(part == 'ways'))

@@ -15,6 +15,7 @@ top = Path(__file__).resolve().parent.parent
 RESULTS = top/'results'
 sys.path[:0] = [str(top), str(top/'benchmarks')]
 from autoencoders import about
+from mnistgen.lab.device import print_anything
 from mnistgen.lab.store import Results
 from mnistgen.zoo.guide import GuidanceLab, offered
 from mnistgen.zoo.models import load
@@ -46,6 +47,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--rounds', type=int, default=25)
+    print_anything()
     a = p.parse_args()
     work, nfes = jobs()
     load_before, times = os.getloadavg()[0], {k: [] for k in work}

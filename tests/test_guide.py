@@ -20,7 +20,7 @@ import torch
 from conftest import root
 import mnistgen
 from mnistgen.lab.data import to_uint8
-from mnistgen.lab.options import SAMPLERS, refusal
+from mnistgen.lab.options import LABEL_OPTIONS, SAMPLERS, options_of, refusal
 from mnistgen.zoo.guide import (DenoisingLab, Drawn, GuidanceLab, Newest, controls_of, offered,
                                 usual_options)
 
@@ -105,8 +105,9 @@ def test_no_control_is_offered_that_the_library_refuses():
                 ends = () if c.ends is None else (c.ends,) if k == 'interval' else c.ends
                 for v in (*c.words, *ends): assert lab.why_not(settings | {k: v}) is None, (k, v)
     assert not {'w', 'negative'} & set(controls_of('ddpm', 'ddim'))
+    said = {k for f in LABEL_OPTIONS for k in options_of(f)}         # which no model here can be told
     assert set(controls_of('cfg-fast', 'ddim')) == set(usual_options(mnistgen.load('cfg-fast'),
-                                                                     'ddim')) - {'zero_init'}
+                                                                     'ddim')) - {'zero_init', *said}
 
 def test_a_slider_has_what_the_model_accepts(monkeypatch):
     "A model that takes scales from 1 to 8 alone, and nothing else of guidance."
