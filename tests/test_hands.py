@@ -603,14 +603,14 @@ def mutations(raw, n, seed):
 
 def loaders():
     from mnistgen.lab.plotting import read_png, save_grid
-    from mnistgen.zoo.cli import _images_of, _read_array
+    from mnistgen.zoo.cli import _read_array, images_of
     from mnistgen.zoo.models import load
     pixels = load_images(split='test').pixels[:6]
     def idx(p): write_idx(p, pixels)
     def packed(p):
         write_idx(p, pixels)
         p.write_bytes(gzip.compress(p.read_bytes(), mtime=0))
-    return {'idx': (idx, read_idx), 'idx.gz': (packed, read_idx), 'npy': (lambda p: np.save(p, pixels.numpy()), lambda p: _images_of(p, None, None)), 'png': (lambda p: save_grid(pixels, p), read_png),
+    return {'idx': (idx, read_idx), 'idx.gz': (packed, read_idx), 'npy': (lambda p: np.save(p, pixels.numpy()), images_of), 'png': (lambda p: save_grid(pixels, p), read_png),
             'safetensors': (lambda p: save_checkpoint(p, dict(a=torch.arange(6.), b=torch.ones(2, 3).half()), dict(model='ldm-fast', network={}, data=dict(name='mnist'))), load)}
 
 @pytest.mark.parametrize('kind', ['idx', 'idx.gz', 'npy', 'png', 'safetensors'])
