@@ -65,6 +65,7 @@ STEPS = [                                 # (arguments of python, files in resul
     *part('guidance', 'sweep', 'cfg-xattn', '--model cfg-xattn', files='{name}-{part}.npz'),
     *part('guidance', 'time', 'cfg'),
     *part('guidance', 'auto', 'ldm-fast', '--model ldm-fast'),
+    *part('attributes', 'negative two', 'cfg-fast'),
     (f'{TRAIN_EPS} --out runs/cfg-fast-eps', []),
     *part('guidance', 'scales', 'cfg-fast-eps', f'--weights {EPS} --name cfg-fast-eps'),
     *part('guidance', 'ddpm', 'cfg-fast-eps', f'--weights {EPS} --name cfg-fast-eps',
