@@ -5,12 +5,12 @@ Parts, each a file of results, results/MODEL-PART.json:
 - asked: 10,000 digits with attributes at random from 0.05 to 0.95, all three said; what is measured
   of the samples beside what was asked for, their digits, and their distance
 - settings: 1,000 digits at each setting of one attribute, the others not said
-- left-out: 10,000 digits, no attribute said: the distance
 - negative: 4s that are not to be 9s, and the like (of `cfg-fast`)
 - two: samples of two classes at once (of `cfg-fast`)
 
-What is there already of these weights is not measured again."""
-import argparse, sys, time
+With no attribute said `python tools/measure.py attributes-fast` measures a model. What is there
+already of these weights is not measured again."""
+import sys
 from pathlib import Path
 
 import torch
@@ -20,8 +20,8 @@ top = Path(__file__).resolve().parent.parent
 RESULTS = top/'results'
 sys.path[:0] = [str(top), str(top/'benchmarks')]
 import mnistgen
-from guidance import Rows
-from mnistgen.beyond.attributes import KINDS, MEASURES, RANKS, Composed, ranks
+from guidance import Rows, command, judged, scores_of
+from mnistgen.beyond.attributes import MEASURES, RANKS, Composed, ranks
 from mnistgen.lab.data import make_rng
 from mnistgen.lab.device import print_anything
 from mnistgen.lab.options import Sampling, Way
@@ -31,14 +31,6 @@ from mnistgen.zoo.generator import Generator
 SETTINGS = (.05, .2, .35, .5, .65, .8, .95)
 PAIRS = ((4, 9), (9, 4), (7, 9), (3, 5), (5, 3), (8, 3))
 
-def judged(images, digits):
-    "The numbers of samples: distance to the training images, and how many are the digit asked for."
-    judge = get_judge()
-    seen = judge.assess(images)
-    scores = judge.alone(seen, digits)
-    return seen, dict(train=judge.compare(seen, 'train'), accuracy=scores['accuracy'],
-                      confident=scores['confident'])
-
 def asked(g, name):
     "Every attribute by chance: does the sample follow?"
     def measure(g, way):
@@ -46,7 +38,8 @@ def asked(g, name):
         said = .05 + .9*torch.rand(way.n, len(MEASURES), generator=rng)
         label = torch.cat([digits[:, None], (said*(RANKS - 1)).round().long()], 1)
         images = g.sample(way.n, label, way.seed, batch_size=1000, **way.sampling.json())
-        seen, scores = judged(images, digits)
+        seen = get_judge().assess(images)
+        scores = scores_of(seen, digits)
         found, rows = ranks(images, digits), {}
         for i, kind in enumerate(MEASURES):
             test = spearmanr(said[:, i], found[:, i])
@@ -69,7 +62,7 @@ def settings(g, name):
     def measure(g, way):
         digits = torch.arange(way.n) % 10
         images = g.sample(way.n, digits, way.seed, batch_size=1000, **way.sampling.json())
-        _, scores = judged(images, digits)
+        scores = judged(images, digits)
         found = ranks(images, digits).mean(0).tolist()
         print(f"{way}: accuracy {scores['accuracy']:.4f}", flush=True)
         return dict(way=way.json(), found=dict(zip(MEASURES, found)), **scores)
@@ -81,8 +74,9 @@ def settings(g, name):
 def counted(g, way, digits, of=None):
     "How many of the samples are seen as which digit, and how sure the judge is."
     images = (of or g).sample(way.n, digits, way.seed, batch_size=1000, **way.sampling.json())
-    seen, scores = judged(images, digits)
-    return seen, dict(way=way.json(), counts=seen.digits.bincount(minlength=10).tolist(), **scores)
+    seen = get_judge().assess(images)
+    counts = seen.digits.bincount(minlength=10).tolist()
+    return dict(way=way.json(), counts=counts, **scores_of(seen, digits))
 
 def negative(g, name):
     """A digit, guided away from the class it is taken for, beside plain guidance.
@@ -91,7 +85,7 @@ def negative(g, name):
     rows = Rows(g, f'{name}-negative')
     for digit, other in PAIRS:
         def measure(g, way):
-            seen, row = counted(g, way, torch.full((way.n,), digit))
+            row = counted(g, way, torch.full((way.n,), digit))
             print(digit, other, way.sampling, row['accuracy'], row['counts'][other], flush=True)
             return row | dict(digit=digit, other=other)
         for w in (1., 1.5, 2., 3.):
@@ -107,30 +101,17 @@ def two(g, name):
             def measure(g, way):
                 both = Generator(Composed(g.network(), pair, w), g.process, g.space, g.sampling,
                                  plain=True)
-                seen, row = counted(g, way, None, both)
+                row = counted(g, way, None, both)
                 print(pair, w, row['counts'], row['confident'], flush=True)
                 return row | dict(pair=pair, w=w)
             rows.add(f'{pair[0]} and {pair[1]}, w = {w:g}', Way(Sampling('ddim', 50, eta=0.), n=1000),
                      measure)
 
-def left_out(g, name):
-    "No attribute said."
-    def measure(g, way):
-        digits = digits_at_random(way.n, way.seed)
-        images = g.sample(way.n, digits, way.seed, batch_size=1000, **way.sampling.json())
-        _, scores = judged(images, digits)
-        print(f"{way}: FD {scores['train']['FD']:.3f}, accuracy {scores['accuracy']:.4f}", flush=True)
-        return dict(way=way.json(), **scores)
-    Rows(g, f'{name}-left-out').add('left out', Way(g.sampling, n=10_000), measure)
-
-PARTS = dict(asked=asked, settings=settings, negative=negative, two=two) | {'left-out': left_out}
+PARTS = dict(asked=asked, settings=settings, negative=negative, two=two)
 USUAL = dict(negative='cfg-fast', two='cfg-fast')
 
 if __name__ == '__main__':
-    p = argparse.ArgumentParser(description=__doc__,
-                                formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('parts', nargs='+', choices=PARTS)
-    p.add_argument('--model', help='default: attributes-fast; of negative and two cfg-fast')
+    p = command(__doc__, PARTS)               # of negative and two cfg-fast, else attributes-fast
     p.add_argument('--weights', help='a .safetensors file of that model')
     print_anything()
     a = p.parse_args()

@@ -11,7 +11,7 @@ Parts, each a file of results:
 - time: milliseconds a digit, one and a thousand, of all models; into few-steps-time.json
 
 What is there already of these weights is not measured again."""
-import argparse, shutil, sys, tempfile, time
+import shutil, sys, tempfile, time
 from dataclasses import replace
 from statistics import median
 from pathlib import Path
@@ -24,7 +24,7 @@ sys.path[:0] = [str(top), str(top/'benchmarks')]
 import mnistgen
 from autoencoders import about
 from flows import row
-from guidance import Rows, judged, labels_of
+from guidance import Rows, command, judged, labels_of
 from mnistgen.beyond.few_steps import (PAIRS, MeanFlow, MeanMLP, make_pairs, sample_mean,
                                        straightness)
 from mnistgen.ddpm import Noise
@@ -237,10 +237,7 @@ def minutes(name, n=2048, limit=4096):
 PARTS = dict(minutes=minutes, ways=ways, curve=curve, bars=bars, decoders=decoders, time=timing)
 
 if __name__ == '__main__':
-    p = argparse.ArgumentParser(description=__doc__,
-                                formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('parts', nargs='+', choices=PARTS)
-    p.add_argument('--model', default='one-step')
+    p = command(__doc__, PARTS, 'one-step')
     p.add_argument('--only', help='one of the ways')
     print_anything()
     a = p.parse_args()

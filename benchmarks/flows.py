@@ -12,7 +12,7 @@ Parts, each a file of results, results/NAME-PART.json with NAME as --name has it
 - time: ten samples, beside diffusers' network and scheduler
 
 What is there already of these weights is not measured again."""
-import argparse, sys, time
+import sys, time
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +23,7 @@ RESULTS, KEPT = top/'results', top/'runs'/'flows'
 sys.path[:0] = [str(top), str(top/'benchmarks')]
 import mnistgen
 from autoencoders import about
-from guidance import Rows, judged, labels_of, medians, untrained
+from guidance import Rows, command, judged, labels_of, medians, untrained
 from mnistgen.lab.data import draw, load_images, make_rng, to_uint8
 from mnistgen.lab.device import print_anything
 from mnistgen.lab.options import Sampling, Way
@@ -198,10 +198,7 @@ def timing(g, name, lean, rounds=3):
 PARTS = dict(curve=curve, losses=losses, guided=guided, choices=choices, blur=blur, time=timing)
 
 if __name__ == '__main__':
-    p = argparse.ArgumentParser(description=__doc__,
-                                formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('parts', nargs='+', choices=PARTS)
-    p.add_argument('--model', default='ldm-fast')
+    p = command(__doc__, PARTS, 'ldm-fast')
     p.add_argument('--weights', help='a .safetensors file of that model')
     p.add_argument('--name', help='by which results are stored')
     p.add_argument('--lean', action='store_true', help='fewer solvers and fewer evaluations')

@@ -49,13 +49,16 @@ def labels_of(g, way):
     "Digits as the training set has them; None for an unconditional model."
     return digits_at_random(way.n, way.seed, way.first) if g.labels else None
 
-def judged(images, labels):
-    "The numbers of a set of images, distances to the training images."
+def scores_of(seen, labels):
+    "The numbers of images that the judge has seen, distances to the training images."
     judge = get_judge()
-    seen = judge.assess(images)
     within = seen.digits if labels is None else labels               # unconditional: as seen
     return dict(train=judge.compare(seen, 'train'), diversity=diversity(seen, within),
                 **{k: v for k, v in judge.alone(seen, labels).items() if k != 'confusion'})
+
+def judged(images, labels):
+    "The numbers of a set of images."
+    return scores_of(get_judge().assess(images), labels)
 
 def row(g, way, batch_size=1000):
     "Draw samples in a way, and judge them."
@@ -280,11 +283,16 @@ def auto(g, name, lean, n=2000):
 PARTS = dict(scales=scales, ddpm=ddpm_part, extreme=extreme, best=best, sweep=sweep, time=timing,
              auto=auto)
 
-if __name__ == '__main__':
-    p = argparse.ArgumentParser(description=__doc__,
+def command(doc, parts, model=None):
+    "The command line of a script that measures in parts; scripts add what else they take."
+    p = argparse.ArgumentParser(description=doc,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('parts', nargs='+', choices=PARTS)
-    p.add_argument('--model', default='cfg-fast')
+    p.add_argument('parts', nargs='+', choices=parts)
+    p.add_argument('--model', default=model)
+    return p
+
+if __name__ == '__main__':
+    p = command(__doc__, PARTS, 'cfg-fast')
     p.add_argument('--weights', help='a .safetensors file of that model')
     p.add_argument('--name', help='by which results are stored')
     p.add_argument('--lean', action='store_true')

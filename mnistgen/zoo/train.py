@@ -133,6 +133,21 @@ def _check_same_latents(teacher, file, name):
     raise ValueError(f"{file}: not the latents that the teacher of '{name}' has learned: choose "
                      f"{known['name']}, or an autoencoder that reads the latents of it")
 
+# %% ../../nbs/zoo/train.ipynb #3f1848c4
+def _described(lessons, teacher, limit, data):
+    "What is learned from, for the record: a teacher's lessons, or images."
+    if lessons: return about_lessons(lessons, teacher)
+    return describe_data(find_images(data), limit, find_images(data, 'test'))
+
+# %% ../../nbs/zoo/train.ipynb #3f1848c5
+def _begin(model, recipe, teacher):
+    "The network with the weights that it begins with: those of the seed, or its teacher's."
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        net = model.net(**model.network)
+    if teacher and hasattr(net, 'start_as'): net.start_as(teacher.net)
+    return net
+
 # %% ../../nbs/zoo/train.ipynb #3f1848c6
 @own_defaults()
 def train_model(
@@ -159,13 +174,9 @@ def train_model(
     process, out = model.process(**recipe.process), Path(out or Path('runs')/name)
     teacher = load(model.teacher, device, plain) if model.teacher else None
     lessons = lessons_of(teacher, process, limit, out.parent/'lessons', data)
-    about_data = describe_data(find_images(data), limit, find_images(data, 'test'))
-    if lessons: about_data = about_lessons(lessons, teacher)
+    about_data = _described(lessons, teacher, limit, data)
     check_integer('batch size', recipe.batch_size, 1, about_data['images'])
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        net = model.net(**model.network)
-    if teacher and hasattr(net, 'start_as'): net.start_as(teacher.net)
+    net = _begin(model, recipe, teacher)
     header = dict(budget=about, network=net.config, process_config=process.config,
                   data=about_data)
     latents = space.config if file else None
