@@ -3,8 +3,9 @@
 Parts, each a file of results, results/MODEL-PART.json:
 
 - asked: 10,000 digits with attributes at random from 0.05 to 0.95, all three said; what is measured
-  of the samples beside what was asked for, their digits, and their distance
-- settings: 1,000 digits at each setting of one attribute, the others not said
+  of the samples beside what was asked for, their digits, and their distance; at two scales
+- settings: 1,000 digits at each setting of one attribute, the others not said; at two scales
+- decoded: what the latents keep of attributes, of test digits (into attributes-decoded.json)
 - negative: 4s that are not to be 9s, and the like (of `cfg-fast`)
 - two: samples of two classes at once (of `cfg-fast`)
 
@@ -20,16 +21,23 @@ top = Path(__file__).resolve().parent.parent
 RESULTS = top/'results'
 sys.path[:0] = [str(top), str(top/'benchmarks')]
 import mnistgen
+from autoencoders import about
 from guidance import Rows, command, judged, scores_of
 from mnistgen.beyond.attributes import MEASURES, RANKS, Composed, ranks
-from mnistgen.lab.data import make_rng
+from mnistgen.lab.data import load_images, make_rng
 from mnistgen.lab.device import print_anything
 from mnistgen.lab.options import Sampling, Way
+from mnistgen.lab.store import Results
 from mnistgen.zoo.evaluation import digits_at_random, get_judge
 from mnistgen.zoo.generator import Generator
 
 SETTINGS = (.05, .2, .35, .5, .65, .8, .95)
+SCALES = (1., 1.5)
 PAIRS = ((4, 9), (9, 4), (7, 9), (3, 5), (5, 3), (8, 3))
+
+def at(g, **options):
+    "The model's own way of sampling, with other options."
+    return Sampling(g.sampling.sampler, g.sampling.steps, **g.sampling.options | options)
 
 def asked(g, name):
     "Every attribute by chance: does the sample follow?"
@@ -54,7 +62,18 @@ def asked(g, name):
                 error=(found[:, i] - said[:, i]).abs().mean().item())
         for k, r in rows.items(): print(f"{k}: Spearman {r['spearman']:.3f}", flush=True)
         return dict(way=way.json(), attributes=rows, **scores)
-    Rows(g, f'{name}-asked').add('asked', Way(g.sampling, n=10_000), measure)
+    rows = Rows(g, f'{name}-asked')
+    for w in SCALES: rows.add('asked', Way(at(g, w=w), n=10_000), measure)
+
+def decoded(g, name):
+    "What the latents keep of attributes: ranks of test digits beside those of their decodings."
+    test = load_images('test')
+    images = g.space.decode(g.space.encode(test.pixels))
+    own, kept, n = ranks(test.pixels, test.labels), ranks(images, test.labels), len(test.labels)
+    rows = {kind: dict(spearman=spearmanr(own[:, i], kept[:, i]).statistic, n=n)
+            for i, kind in enumerate(MEASURES)}
+    autoencoder = g.space.autoencoder.header['checksum']
+    Results(autoencoder, RESULTS).save('attributes-decoded', **about(), attributes=rows)
 
 def settings(g, name):
     "One attribute at a time, at fixed settings."
@@ -66,10 +85,9 @@ def settings(g, name):
         found = ranks(images, digits).mean(0).tolist()
         print(f"{way}: accuracy {scores['accuracy']:.4f}", flush=True)
         return dict(way=way.json(), found=dict(zip(MEASURES, found)), **scores)
-    for kind in MEASURES:
-        for s in SETTINGS:
-            way = Sampling(g.sampling.sampler, g.sampling.steps, **g.sampling.options, **{kind: s})
-            rows.add(kind, Way(way, n=1000), measure)
+    for w in SCALES:
+        for kind in MEASURES:
+            for s in SETTINGS: rows.add(kind, Way(at(g, w=w, **{kind: s}), n=1000), measure)
 
 def counted(g, way, digits, of=None):
     "How many of the samples are seen as which digit, and how sure the judge is."
@@ -107,7 +125,7 @@ def two(g, name):
             rows.add(f'{pair[0]} and {pair[1]}, w = {w:g}', Way(Sampling('ddim', 50, eta=0.), n=1000),
                      measure)
 
-PARTS = dict(asked=asked, settings=settings, negative=negative, two=two)
+PARTS = dict(asked=asked, settings=settings, decoded=decoded, negative=negative, two=two)
 USUAL = dict(negative='cfg-fast', two='cfg-fast')
 
 if __name__ == '__main__':

@@ -14,8 +14,8 @@ from mnistgen.lab.engine import freeze
 from mnistgen.lab.options import Sampling, refusal
 from mnistgen.lab.store import load_checkpoint
 from mnistgen.zoo.cli import main
-from mnistgen.zoo.generator import Generator
-from mnistgen.zoo.models import MODELS, add_model
+from mnistgen.zoo.generator import Generator, epochs_of
+from mnistgen.zoo.models import MODELS, add_model, weights_of
 from mnistgen.lab.training import Recipe
 
 class Table(nn.Module):
@@ -139,3 +139,16 @@ def test_training_that_was_stopped_goes_on_to_the_same_weights(small, tmp_path):
     assert main(f'sample {file} --labels 7 --n 4 --thickness 0.1 --slant 0.2 --out {tmp_path}/b.npy'.split()) == 0
     assert (np.load(tmp_path/'a.npy') != np.load(tmp_path/'b.npy')).any()
     assert main(f'evaluate {file} --n 20 --thickness 0.9 --json'.split()) == 0
+
+def test_the_unet_begins_as_the_flow_without_conditions(tmp_path):
+    "A few steps of training leave it near the loss of `rf-latent`, from which its epochs are counted on."
+    assert main(f'train cfg-attributes --epochs 1 --limit 512 --device cpu --out {tmp_path}'.split()) == 0
+    header = load_checkpoint(tmp_path/'cfg-attributes.safetensors')[1]
+    before = load_checkpoint(weights_of('rf-latent'))[1]
+    assert header['start'] == dict(checksum=before['checksum'], epochs=before['epochs'], eval_loss=before['eval_loss'])
+    assert epochs_of(header) == before['epochs'] + 1
+    begun = mnistgen.load(tmp_path/'cfg-attributes.safetensors', 'cpu').net.state_dict()
+    kept = mnistgen.load('rf-latent', 'cpu').net.state_dict()
+    assert all(begun[k].shape == v.shape for k, v in kept.items())
+    far = sum((begun[k] - v).square().sum() for k, v in kept.items())/sum(v.square().sum() for v in kept.values())
+    assert 0 < far < .1

@@ -118,8 +118,10 @@ def test_a_row_says_all_that_is_promised():
         assert all(r[split]['FD ±'] > 0 and r['floor'][split]['FD'] > 0 for split in ('train', 'test')) and {'accuracy', 'confident'} <= r.keys()
     assert list(t.table()[0]) == [c for c in COLUMNS if c != '1,000 at once'] and json.loads(t.json()) == t.records
     markdown = t._repr_markdown_()
-    assert markdown.count('real digits') == 1 and '**' in markdown and 'Drawn on ' in markdown and 'seed 0' in markdown
-    assert all(c in repr(t) for c in t.table()[0])
+    assert markdown.count('real digits') == 1 and '**' in markdown and ' digits a row, seed 0, drawn on ' in markdown
+    quality, cost = t.tables()
+    assert len(quality) == len(t) + 1 and len(cost) == len(t) and max(len(quality[0]), len(cost[0])) <= 8
+    assert all(c in repr(t) for c in [*quality[0], *cost[0]]) and {*quality[0], *cost[0]} < {*t.table()[0]}
 
 def test_a_bar_counts_digits(capsys):
     for progress in (True, False):

@@ -37,6 +37,13 @@ def remember(weights, took):
     file.write_text(json.dumps(known, indent=1) + '\n')
     print(file.relative_to(top))
 
+def record_of(start):
+    "The stored record of the weights that a run began with; None without any."
+    for file in sorted((top/'results').glob('*.json')) if start else ():
+        record = json.loads(file.read_text())
+        if not isinstance(record, dict) or not record.get('history'): continue
+        if record['history'][-1].get('eval_loss') == start['eval_loss']: return record
+
 def bundle(run):
     "Copy weights, record and stage images of the run in the folder `run` to where they are kept."
     run = Path(run)
@@ -48,17 +55,15 @@ def bundle(run):
     name = record['model']
     kept = top/'results'/f'{name}.json'
     # of weights that were trained further, epochs are counted on, and the earlier pictures stay
-    further = record.get('start', {}).get('epochs', 0)
-    if not further:
+    further, earlier = record.get('start', {}).get('epochs', 0), record_of(record.get('start'))
+    if not further or earlier and earlier['model'] != name:
         for old in (top/'results').glob(f'{name}-epoch-*.png'): old.unlink()
-    earlier = json.loads(kept.read_text()) if further else None
     copy(run/f'{name}.safetensors', f'mnistgen/weights/{name}.safetensors')
     copy(run/f'{name}.json', f'results/{name}.json')
     for stage in sorted(run.glob(f'{name}-epoch-*.png')):
         copy(stage, f'results/{count_on(stage.name, further)}')
     took = minutes(record)
-    if earlier and earlier['history'][-1]['eval_loss'] == record['start']['eval_loss']:
-        # these weights were trained further: keep how they came to be
+    if earlier:                           # keep how the weights came to be
         kept.write_text(json.dumps(record | {'before': earlier}, indent=1) + '\n')
         took += minutes(earlier)
     remember(top/f'mnistgen/weights/{name}.safetensors', took)

@@ -41,7 +41,7 @@ STEPS = [                                 # (arguments of python, files in resul
     ('tools/encode.py vae', []),          # into mnistgen/weights/, as the next
     ('tools/judge.py', []),
     *measured('ddpm', 'ddpm-fast', 'ldm', 'ldm-fast', 'cfg-concat', 'cfg-xattn', 'cfg-fast', 'rf',
-              'rf-latent', 'rf-fast', 'one-step'),
+              'rf-latent', 'rf-fast', 'one-step', 'attributes-fast', 'cfg-attributes'),
     *slow('01_ddpm.ipynb', 'ddpm-16x1000.*', 'ddpm-strip.npz', 'ddpm-loss-by-time.json',
           'ddpm-grey.*'),
     *slow('02_ddim.ipynb', 'ddim-50-eta?-n1000.*', 'ddim-steps.npz', 'ddim-seconds.json',
@@ -66,6 +66,9 @@ STEPS = [                                 # (arguments of python, files in resul
     *part('guidance', 'time', 'cfg'),
     *part('guidance', 'auto', 'ldm-fast', '--model ldm-fast'),
     *part('attributes', 'negative two', 'cfg-fast'),
+    *part('attributes', 'asked settings', 'attributes-fast'),
+    *part('attributes', 'asked settings', 'cfg-attributes', '--model cfg-attributes'),
+    ('benchmarks/attributes.py decoded', ['attributes-decoded.json']),
     (f'{TRAIN_EPS} --out runs/cfg-fast-eps', []),
     *part('guidance', 'scales', 'cfg-fast-eps', f'--weights {EPS} --name cfg-fast-eps'),
     *part('guidance', 'ddpm', 'cfg-fast-eps', f'--weights {EPS} --name cfg-fast-eps',

@@ -18,6 +18,7 @@ from torch import nn
 from ..cfg import CrossUNet, LabelMLP
 from ..lab.data import BUNDLED, check_labels, fill_labels, load_images
 from ..lab.options import label_options, number
+from ..lab.store import take_weights
 from ..unet import check_label
 
 # %% ../../nbs/beyond/attributes.ipynb #a77b0011
@@ -171,6 +172,16 @@ def condition(self:AttributeUNet, x, t, label=None, context=None): # input, feat
     digit, *said = fill_labels(label, x.shape[0], len(KINDS), x.device).T
     tokens = [self.embedding(digit % 11), *(f(r) for f, r in zip(self.ranks, said))]
     return x, self.time(t), torch.stack(tokens, 1)
+
+# %% ../../nbs/beyond/attributes.ipynb #a77b0049
+@patch
+def start_as(self:AttributeUNet,
+    teacher # a UNet of the same size that cannot be told anything
+):
+    "Begin as a network without conditions: its weights, and cross-attention that adds zero."
+    take_weights(self, teacher)
+    for name, p in self.named_parameters():
+        if '.cross.' in name and '.out.' in name: nn.init.zeros_(p)
 
 # %% ../../nbs/beyond/attributes.ipynb #a77b0051
 class Composed(nn.Module):

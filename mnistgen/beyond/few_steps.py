@@ -20,7 +20,7 @@ from ..ddpm import TIMES
 from ..lab.data import draw, make_rng, normalize
 from ..lab.device import half_dtype
 from ..lab.options import check_number
-from ..lab.store import check_writable, load_checkpoint, save_checkpoint
+from ..lab.store import check_writable, load_checkpoint, save_checkpoint, take_weights
 from ..ldm import Latents
 from ..rectified_flow import ProbabilityFlow, RectifiedFlow, sample_rk4
 
@@ -79,11 +79,7 @@ def start_as(self:ScaledMLP,
     teacher # a LabelMLP of the same size
 ):
     "Take the weights of a network that is not told the scale. ValueError if they do not fit."
-    weights = teacher.state_dict()
-    mine = self.state_dict()
-    if misfits := [k for k, v in weights.items() if k not in mine or mine[k].shape != v.shape]:
-        raise ValueError(f'the weights of the teacher do not fit: {misfits[0]}')
-    self.load_state_dict(mine | weights)
+    take_weights(self, teacher)
 
 # %% ../../nbs/beyond/few_steps.ipynb #fe500030
 class EachGuided:

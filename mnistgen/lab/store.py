@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PACKAGE', 'WEIGHTS', 'FORMAT', 'versions', 'check_writable', 'write_atomically', 'checksum', 'save_checkpoint',
-           'read_header', 'load_checkpoint', 'result_file', 'read_results', 'Results']
+           'read_header', 'load_checkpoint', 'take_weights', 'result_file', 'read_results', 'Results']
 
 # %% ../../nbs/lab/store.ipynb #d4c4cf39
 import hashlib, importlib.util, json, os, platform, re, subprocess
@@ -143,6 +143,17 @@ def load_checkpoint(path) -> tuple: # ({name: tensor}, header)
     if checksum(tensors) != header.get('checksum'):
         raise ValueError(f'{path}: damaged (its checksum differs)')
     return tensors, header
+
+# %% ../../nbs/lab/store.ipynb #896edfc1
+def take_weights(
+    net, # takes the weights, in place
+    other # a network whose parameters and buffers it has, by the same names
+):
+    "Begin with the weights of another network. ValueError if they do not fit."
+    mine, theirs = net.state_dict(), other.state_dict()
+    if misfits := [k for k, v in theirs.items() if k not in mine or mine[k].shape != v.shape]:
+        raise ValueError(f'the weights of the teacher do not fit: {misfits[0]}')
+    net.load_state_dict(mine | theirs)
 
 # %% ../../nbs/lab/store.ipynb #5be0aa41
 def result_file(

@@ -169,16 +169,16 @@ add_model('one-step', 'beyond/few_steps', process=Reflow, net=ScaledMLP, space=L
 
 # %% ../../nbs/zoo/models.ipynb #cf51c165
 add_model('cfg-attributes', 'beyond/attributes', net=AttributeUNet, space=Latents,
-    autoencoder='vae',
+    autoencoder='vae', process=RectifiedFlow, teacher='rf-latent',
     network=dict(LATENT, in_channels=2, out_channels=2, context_dim=128),
-    sampling=Sampling('ddim', 50, eta=0., w=1.),
-    recipes=dict(
-        quick=Recipe(epochs=40, batch_size=256, process=dict(V, clip=False), **MUON)))
+    sampling=Sampling('midpoint', 5, w=1.),
+    recipes=dict(quick=Recipe(epochs=20, batch_size=256,
+                              process=dict(times='logit-normal'), **MUON)))
 
 add_model('attributes-fast', 'beyond/attributes', net=AttributeMLP, space=Latents,
-    autoencoder='vae',
+    autoencoder='vae', process=RectifiedFlow,
     network=dict(width=512, blocks=4),
-    sampling=Sampling('midpoint', 5, w=1.), process=RectifiedFlow,
+    sampling=Sampling('midpoint', 5, w=1.),
     recipes=dict(quick=Recipe(epochs=120, batch_size=512, lr=2e-3,
                               process=dict(times='logit-normal'), **FAST)))
 

@@ -44,6 +44,12 @@ def _differences(theirs, mine):
     differ = lambda k: json.dumps(theirs.get(k)) != json.dumps(mine[k])
     return ', '.join(f'{k} {theirs.get(k)}' for k in mine if differ(k))
 
+# %% ../../nbs/zoo/train.ipynb #70bda4e4
+def _about_start(header):
+    "What trained weights are, for the record of what begins with them."
+    return dict(checksum=header['checksum'], epochs=epochs_of(header),
+                eval_loss=header['eval_loss'])
+
 # %% ../../nbs/zoo/train.ipynb #70bda4e5
 def start_from(
     weights, # a name, or the path of a .safetensors file
@@ -63,7 +69,7 @@ def start_from(
         raise ValueError(f'{refused}it has learned the latents of another autoencoder, '
                          'or of another scale')
     net.load_state_dict({k: v.float() for k, v in tensors.items()})
-    return dict(checksum=h['checksum'], epochs=epochs_of(h), eval_loss=h['eval_loss'])
+    return _about_start(h)
 
 # %% ../../nbs/zoo/train.ipynb #97a32e73
 def _images_for(net, space, images, limit):
@@ -180,13 +186,13 @@ def train_model(
     header = dict(budget=about, network=net.config, process_config=process.config,
                   data=about_data)
     latents = space.config if file else None
+    if teacher and not lessons: header['start'] = _about_start(teacher.header)
     if start is not None: header['start'] = start_from(start, net, process, latents)
     if file:
         _check_takes(net, space, name)
         header['autoencoder'] = latents
-    if lessons:
-        header |= process.about(teacher)
-        _check_same_latents(teacher, file, name)
+    if lessons: header |= process.about(teacher)
+    if teacher: _check_same_latents(teacher, file, name)
     task = task_for(model, net, process, space, recipe, limit, device, plain, header, data,
                     lessons)
     spent = 0. if since is None else time.time() - since
