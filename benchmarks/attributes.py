@@ -67,7 +67,7 @@ def asked(g, name):
 
 def decoded(g, name):
     "What the latents keep of attributes: ranks of test digits beside those of their decodings."
-    test = load_images('test')
+    test = load_images(split='test')
     images = g.space.decode(g.space.encode(test.pixels))
     own, kept, n = ranks(test.pixels, test.labels), ranks(images, test.labels), len(test.labels)
     rows = {kind: dict(spearman=spearmanr(own[:, i], kept[:, i]).statistic, n=n)

@@ -317,6 +317,8 @@ def test_a_static_export_has_the_panels_without_an_error(run, tmp_path):
         assert 'application/vnd.jupyter.widget-view+json' in o['data']
     state = cells['metadata']['widgets']['application/vnd.jupyter.widget-state+json']['state']
     assert sum(w['model_name'] == 'ImageModel' and bool(w['buffers']) for w in state.values()) == 2
+    # widgets that VS Code and Voilà bring along: nothing has to be installed there
+    assert {w['model_module'] for w in state.values()} == {'@jupyter-widgets/base', '@jupyter-widgets/controls'}
     run('-m', 'nbconvert', '--to', 'html', 'panels.ipynb', cwd=tmp_path)
     assert (tmp_path/'panels.html').stat().st_size > 100_000
 

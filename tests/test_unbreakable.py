@@ -306,3 +306,29 @@ def test_a_second_run_in_the_folder_is_refused_and_the_first_unharmed(env, train
         p.kill()
     assert p.returncode == -signal.SIGKILL and json.loads((run/'ddpm.json').read_text())['history'][0]['step'] == 4
     assert_goes_on(run, train, undisturbed, 4)
+
+# ---- beside other work
+
+@pytest.mark.parametrize('waited, took, told', [(60., 100., True), (20., 100., False), (5., 8., False), (None, 100., False)])
+def test_one_line_says_that_other_work_holds_the_processor(monkeypatch, capsys, waited, took, told):
+    from mnistgen.lab import training
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(training, 'seconds_waited', lambda: None if waited is None else 7 + waited*threads)
+    run = SimpleNamespace(name='ddpm', warned=False)
+    training.Trainer._warn_of_waiting(run, time.time() - took, 7.)
+    err = capsys.readouterr().err
+    assert run.warned == told and err.count('\n') == told and ('waited for it 60% of the time' in err) == told
+
+def test_the_kernel_says_how_long_a_process_has_waited():
+    "Two processes on one processor: each waits while the other one runs."
+    if not Path('/proc/self/schedstat').exists() or not hasattr(os, 'sched_setaffinity'): pytest.skip('only Linux says it')
+    pin = 'import os, time; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})'
+    busy = subprocess.Popen([sys.executable, '-c', f'{pin}\nwhile True: pass'])
+    look = f"""{pin}
+from mnistgen.lab.device import seconds_waited
+before, end = seconds_waited() or 0, time.time() + 2
+while time.time() < end: pass
+print(seconds_waited() - before)"""
+    try: out = subprocess.run([sys.executable, '-c', look], capture_output=True, text=True, check=True).stdout
+    finally: busy.kill()
+    assert .1 < float(out) < 2.5

@@ -58,6 +58,7 @@ PLANS = {'ddpm': [
     Way(DDPM),
 ], 'cfg-concat': [], 'cfg-xattn': [], 'cfg-fast': [],                # python benchmarks/guidance.py
     'rf': [], 'rf-latent': [],                                       # python benchmarks/flows.py
+    'attributes-fast': [], 'cfg-attributes': [],                     # python benchmarks/attributes.py
     'rf-fast': [Way(Sampling('midpoint', 50, w=1.), n=10_000)],
     'one-step': [Way(Sampling('euler', S, w=w), n=10_000) for S, w in ((1, 1.), (1, 1.5), (4, 1.))],
 }

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['pick_device', 'process_number', 'cpu_flags', 'half_dtype', 'keep_memory', 'own_defaults', 'device_info',
-           'print_anything', 'can_compile', 'median_ms']
+           'print_anything', 'can_compile', 'seconds_waited', 'median_ms']
 
 # %% ../../nbs/lab/device.ipynb #91d11d38
 import ctypes, functools, logging, os, platform, sys, time
@@ -124,6 +124,13 @@ def can_compile(
     try: return torch.compile(lambda x: x + 1)(ones).sum().item() == 16
     except Exception: return False                                  # whatever it is
     finally: logging.disable(before)
+
+# %% ../../nbs/lab/device.ipynb #5be0aa55
+def seconds_waited(): # float; None where the system does not say, which is everywhere but on Linux
+    "How long the threads of this process have been ready to run without getting a processor."
+    tasks = Path('/proc/self/task').glob('*/schedstat')
+    try: return sum(int(f.read_text().split()[1]) for f in tasks)/1e9 or None
+    except (OSError, IndexError, ValueError): return None
 
 # %% ../../nbs/lab/device.ipynb #41396e13
 def median_ms(

@@ -19,7 +19,7 @@ except ImportError: fcntl = None                                    # not on Win
 
 from .data import Batches, ShardedRNG, make_rng
 from .device import (can_compile, device_info, half_dtype, keep_memory, own_defaults,
-                                 pick_device, process_number)
+                                 pick_device, process_number, seconds_waited)
 from .engine import use_fast_kernels
 from .kernels import why_plain
 from .muon import make_optimizer
@@ -142,6 +142,7 @@ class Trainer:
                              f'seed {recipe.seed}: give both the same seed')
         self.step, self.spent = 0, spent
         self.loss_sum = self.epoch_seconds = 0.                      # of the current epoch
+        self.warned = False                                          # of other work on the machine
         self._prepare_network(plain)
         self.optimizer = make_optimizer(self.net, recipe, fused=self.device.type in ('cuda', 'cpu'))
         small_range = self.amp_dtype is torch.float16                # bfloat16 needs no scaling
@@ -589,8 +590,9 @@ def _epochs(self:Trainer, pressed, save_every):
               disable=not watched or not first) as bar:
         self.net.train()
         while not self.complete:
-            epoch = len(self.record['history'])
+            epoch, began, waited = len(self.record['history']), time.time(), seconds_waited()
             self._one_epoch(epoch, bar, pressed, save_every)
+            if first and not self.warned: self._warn_of_waiting(began, waited)
             self.end_epoch(epoch + 1)
             ended = time.time()
             self._save_now()
@@ -688,6 +690,19 @@ def log_epoch(self:Trainer):
     of = '' if r.minutes else f'/{r.epochs}'
     print(f"{self.name}  epoch {last['epoch']}{of}  {losses}  {last['seconds']:.0f} s  "
           f'left {left/60:.0f} min', flush=True)
+
+# %% ../../nbs/lab/training.ipynb #905f0ef7
+@patch
+def _warn_of_waiting(self:Trainer, began, before):
+    "One line, once a run, if the threads had no processor for a quarter of the time or more."
+    now, took = seconds_waited(), time.time() - began
+    if before is None or now is None or took < 10: return            # moments say nothing
+    share = (now - before)/(took*torch.get_num_threads())
+    if share < .25: return
+    self.warned = True
+    print(f'{self.name}: other work keeps the processor busy, the training waited for it '
+          f'{share:.0%} of the time: fewer threads (OMP_NUM_THREADS) may be faster',
+          file=sys.stderr)
 
 # %% ../../nbs/lab/training.ipynb #c7e50fa8
 @patch
