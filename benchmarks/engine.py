@@ -8,7 +8,9 @@ a process of its own, so that no contender profits from another's settings. The 
 - mnistgen: this library as it comes
 
 All have the same architecture, batch and optimiser. Prints tables, writes
-results/benchmark-engine.json. `--only WORD` repeats some rows of it."""
+results/benchmark-engine.json. `--only WORD` repeats some rows of it. `--quick` tells about your own
+machine in less than four minutes: a few rows, without the contender that takes minutes to compile,
+printed and not stored."""
 import argparse, contextlib, json, os, resource, subprocess, sys, tempfile, time
 from pathlib import Path
 
@@ -31,6 +33,8 @@ DECODING = {f'decode {n} latents': n for n in (10, 250)}
 MEMORY = 'memory, 1000 images'                       # as DDIM, three steps of it
 COLD = 'from nothing to 10 images, DDIM-50'          # start of Python, import, load, compilation
 WORKS = *TRAINING, *SAMPLING, *LATENT, *DECODING, MEMORY, COLD
+QUICK = ('train pixel, batch 128', 'train latent, batch 512', 'train vae, batch 128',
+         'DDIM-50, 1 image', 'DDIM-50, 10 images', 'latent DDIM-100, 10 images')
 BETA = 1e-5                                          # of the nats, in the loss of the autoencoder
 CONFIG = dict(pixel=dict(channels=(32, 64, 96, 96)),
               latent=dict(channels=(64, 128), in_channels=2, out_channels=2, pad_to=8))
@@ -346,10 +350,11 @@ def repeats_of(work, contender):
     if '1000' in work: return 1 if contender == 'eager' else 3
     return 5
 
-def entry(work, contender, tmp):
+def entry(work, contender, tmp, repeats=None):
     "What is stored of a work and a contender."
     cache = Path(tmp)/(contender + work.replace(' ', '-') if work == COLD else contender)
-    runs = [call(work, contender, repeats_of(work, contender), cache)]
+    if repeats is None: repeats = repeats_of(work, contender)
+    runs = [call(work, contender, repeats, cache)]
     if work == COLD: runs.append(call(work, contender, 0, cache))    # with what the first left
     times = sorted(runs[0]['seconds'] or [runs[0]['wall']])
     found = dict(seconds=times[len(times)//2], runs=len(times), slowest=times[-1],
@@ -364,10 +369,19 @@ def summary(work, row):
     "A line of the table that is printed at the end."
     if work == MEMORY:
         return f'{work:38s} ' + '  '.join(f"{c} {row[c]['memory']} MB" for c in CONTENDERS)
-    took = {c: row[c]['seconds'] for c in CONTENDERS}
+    took = {c: row[c]['seconds'] for c in CONTENDERS if c in row}
     times = '  '.join(f'{c} {s:.3f} s' for c, s in took.items())
-    eager, best = [took[c]/took['mnistgen'] for c in ('eager', 'best')]
-    return f'{work:38s} {times}   {eager:.2f}x eager, {best:.2f}x best'
+    ratios = [f"{took[c]/took['mnistgen']:.2f}x {c}" for c in took if c != 'mnistgen']
+    return f"{work:38s} {times}   {', '.join(ratios)}"
+
+def quick():
+    "A few rows of this machine, printed."
+    from mnistgen.lab.device import device_info, pick_device
+    from mnistgen.lab.kernels import why_plain
+    with tempfile.TemporaryDirectory() as tmp:
+        rows = {work: {c: entry(work, c, tmp, 3) for c in ('eager', 'mnistgen')} for work in QUICK}
+    print(f"\n{device_info(pick_device('cpu'))['name']}; {why_plain() or 'with compiled kernels'}")
+    for work, row in rows.items(): print(summary(work, row))
 
 def measured_ladder():
     p = subprocess.run([sys.executable, __file__, '--ladder'], capture_output=True, text=True,
@@ -401,6 +415,8 @@ def parser():
     p = argparse.ArgumentParser(description=__doc__,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--only', help='a word in the name of the rows to repeat, or ladder')
+    p.add_argument('--quick', action='store_true',
+                   help='a few rows of this machine in less than four minutes, printed only')
     p.add_argument('--worker', nargs=3, help=argparse.SUPPRESS)
     p.add_argument('--ladder', action='store_true', help=argparse.SUPPRESS)
     return p
@@ -409,4 +425,5 @@ if __name__ == '__main__':
     a = parser().parse_args()
     if a.worker: worker(a.worker[0], a.worker[1], int(a.worker[2]))
     elif a.ladder: print(json.dumps(ladder(9)))
+    elif a.quick: quick()
     else: measure(a.only)
