@@ -54,6 +54,8 @@ def asked(g, name):
             tenth = ((said[:, i] - .05)/.9*10).long().clamp(max=9)
             rows[kind] = dict(
                 spearman=test.statistic, n=way.n,
+                by_digit=[spearmanr(said[digits == d, i], found[digits == d, i]).statistic
+                          for d in range(10)],
                 asked=[said[tenth == k, i].mean().item() for k in range(10)],
                 quantiles=[found[tenth == k, i].quantile(torch.tensor([.1, .5, .9])).tolist()
                            for k in range(10)],

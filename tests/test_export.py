@@ -1,5 +1,6 @@
 "ONNX files: every kind of network answers from a file as it does from PyTorch, in any batch; whole command lines; what is refused."
 import json, sys
+from pathlib import Path
 
 import numpy as np
 import pytest, torch
@@ -65,6 +66,11 @@ def test_a_decoder(tmp_path):
     g = Autoencoder(VAE(channels=(32, 32), fold=2, middle=False, groups=16), plain=True)
     export_onnx(g, tmp_path/'a.onnx', half=False)
     for n in (1, 3): assert largest_difference(g, tmp_path/'a.onnx', n) < 1e-4
+
+def test_a_file_names_no_path_of_the_machine(tmp_path):
+    assert main(f'export one-step --out {tmp_path}/a.onnx'.split()) == 0
+    content = (tmp_path/'a.onnx').read_bytes()
+    assert str(Path(mnistgen.__file__).parent).encode() not in content and b'site-packages' not in content and b'.py' not in content
 
 def test_bundled_weights_lose_nothing(tmp_path, capsys):
     "They are float16 already. And the command line says what it wrote."

@@ -75,6 +75,13 @@ def _halve(model, weights):
     del model.graph.node[:]
     model.graph.node.extend(nodes)
 
+# %% ../../nbs/zoo/export.ipynb #e0aa0019
+def _forget_sources(graph):
+    "Take out what the exporter notes of the source: file names of this machine, line by line."
+    parts = graph.node, graph.initializer, graph.input, graph.output, graph.value_info
+    for part in (graph, *(entry for entries in parts for entry in entries)):
+        del part.metadata_props[:]
+
 # %% ../../nbs/zoo/export.ipynb #e0aa0017
 @own_defaults()
 def export_onnx(
@@ -98,6 +105,7 @@ def export_onnx(
                                     dynamic_shapes={k: batch for k in inputs},
                                     output_names=[output])
     model = program.model_proto
+    _forget_sources(model.graph)
     if half: _halve(model, net.state_dict())
     onnx.helper.set_model_props(model, dict(mnistgen=json.dumps(_about(g))))
     onnx.checker.check_model(model)
