@@ -27,7 +27,6 @@ CLAIMS = {      # how many statements stand under each heading
     '4.6 What worked': 3, '4.6 What did not': 3, '4.6 Improvement': 2, '5.6 What worked': 4, '5.6 What did not': 1, '5.6 Improvement': 4, '6 Conclusions': 6}
 OPEN = {        # subjects of issues, as open items name them
     'Saying which digit: 05_cfg, classifier-free guidance', 'Straight lines: 06_rectified_flow', 'From fifty steps to one: beyond/few_steps',
-    'Playing with guidance: the slider lab, attributes, negative digits',
     'The comparison: 07_comparison, every table and figure of the report, ours beside theirs'}
 
 def items(): return json.loads((root/'nbs/coverage.json').read_text(encoding='utf-8'))
