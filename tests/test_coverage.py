@@ -43,7 +43,7 @@ def test_nothing_of_the_report_is_missing():
 
 @ITEMS
 def test_an_item_is_whole(item):
-    assert {'item', 'what', 'where', 'status', 'found'} <= item.keys() <= {'item', 'what', 'where', 'status', 'found', 'cites'}
+    assert {'item', 'what', 'where', 'status', 'found'} <= item.keys() <= {'item', 'what', 'where', 'status', 'found', 'cites', 'slip'}
     assert item['status'] in ('confirmed', 'corrected', 'done', 'open') and item['what'] and item['found'] and '\n' not in item['found']
     named = re.findall(r'issue "([^"]*)"', item['found'])
     assert bool(named) == (item['status'] == 'open') and set(named) <= OPEN

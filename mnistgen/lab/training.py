@@ -590,7 +590,8 @@ def _epochs(self:Trainer, pressed, save_every):
               disable=not watched or not first) as bar:
         self.net.train()
         while not self.complete:
-            epoch, began, waited = len(self.record['history']), time.time(), seconds_waited()
+            epoch = len(self.record['history'])
+            began, waited = time.time(), seconds_waited()
             self._one_epoch(epoch, bar, pressed, save_every)
             if first and not self.warned: self._warn_of_waiting(began, waited)
             self.end_epoch(epoch + 1)
